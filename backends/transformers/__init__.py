@@ -1,0 +1,1 @@
+"""Hugging Face transformers as the reference runtime: it carries every decision of a plan, physically."""

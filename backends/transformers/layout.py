@@ -1,0 +1,86 @@
+"""What a plan becomes for the runner: kv.json, weights.json and the tensors of weights.safetensors."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends.transformers.grouped import quantise
+from backends.transformers.runner import pack
+from planner.executor import KvStatics, Weights
+from planner.plan import Plan
+from planner.space import Full, KvChoice, KvSite, WeightFormat
+from planner.spec import ModelSpec
+
+Json = dict[str, object]
+Statics = Mapping[KvSite, KvStatics]
+
+
+def kv_layout(plan: Plan, spec: ModelSpec) -> Json:
+    """The head classes of every layer, heads that are cached alike together."""
+    layers: list[list[Json]] = []
+    chosen = dict(plan.kv)
+    for index, layer in enumerate(spec.layers):
+        classes: dict[KvChoice, list[int]] = {}
+        for head in range(layer.kv_heads):
+            classes.setdefault(chosen[KvSite(index, head)], []).append(head)
+        layers.append([head_class(choice, heads, layer.window) for choice, heads in classes.items()])
+    return {"head_dim": [layer.head_dim for layer in spec.layers], "layers": layers}
+
+
+def head_class(choice: KvChoice, heads: list[int], reach: int | None) -> Json:
+    """One class as the runner's HeadClass names its fields."""
+    return {
+        "heads": heads,
+        "k_bits": int(choice.k.bits),
+        "v_bits": int(choice.v.bits),
+        "sinks": choice.sinks,
+        "alpha": None if isinstance(choice.span, Full) else choice.span.alpha,
+        "beta": 0.0 if isinstance(choice.span, Full) else choice.span.beta,
+        "reach": reach,
+    }
+
+
+def kv_tensors(plan: Plan, statics: Statics) -> Iterator[tuple[str, Tensor]]:
+    """Static factors of the heads whose keys or values are coded, by the runner's names."""
+    for site, choice in plan.kv:
+        parts = {"k_mean", "k_scale"} if choice.k.scheme == "rotated" else set()
+        parts |= {"v_scale"} if choice.v.scheme == "rotated" else set()
+        for part in sorted(parts):
+            values = torch.from_numpy(np.asarray(getattr(statics[site], part)))
+            yield f"kv.{site.layer}.{site.kv_head}::{part}", values.half()
+
+
+def weight_tensors(plan: Plan, weights: Weights) -> tuple[dict[str, Json], dict[str, Tensor]]:
+    """weights.json and the tensors: packed where the plan has a choice, float32 for all the rest."""
+    formats: dict[str, Json] = {}
+    tensors: dict[str, Tensor] = {}
+    chosen = {site.tensor: choice.format for site, choice in plan.weights}
+    for name in weights.names():
+        form = chosen.get(name)
+        if form is None:
+            tensors[name] = torch.from_numpy(weights.dense(name)).float().contiguous()
+            continue
+        formats[name], parts = stored(name, form, weights)
+        tensors |= {f"{name}::{part}": tensor.contiguous() for part, tensor in parts.items()}
+    return formats, tensors
+
+
+def stored(name: str, form: WeightFormat, weights: Weights) -> tuple[Json, dict[str, Tensor]]:
+    """One matrix in one format: its entry of weights.json and its parts."""
+    if form.scheme == "native":
+        blocks = weights.native(name)
+        if blocks is None:
+            raise ValueError(f"{name} has no native blocks, and the plan stores it natively")
+        parts = {"codes": pack(torch.from_numpy(blocks.codes), blocks.bits), "scale": torch.from_numpy(blocks.scale)}
+        if blocks.minimum is not None:
+            parts["minimum"] = torch.from_numpy(blocks.minimum)
+        return {"scheme": "native", "bits": blocks.bits, "offset": blocks.offset}, parts
+    matrix = torch.from_numpy(weights.dense(name)).float()
+    if form.scheme == "float":
+        kind = torch.float32 if form.bits == 32 else torch.float16
+        return {"scheme": "float", "bits": int(form.bits)}, {"floats": matrix.to(kind)}
+    codes, scale, minimum = quantise(matrix, int(form.bits), form.group)
+    parts = {"codes": pack(codes, int(form.bits)), "scale": scale, "minimum": minimum}
+    return {"scheme": "grouped", "bits": int(form.bits), "offset": None}, parts

@@ -1,0 +1,601 @@
+"""Run a planned model: `python runner.py --prompt "..."`.
+
+This file is copied as it is into an artefact directory and needs torch, transformers and safetensors, nothing else.
+It holds the storage codes, the ragged KV cache, packed weights, and the loop that prefills in chunks and decodes.
+
+A layer's KV heads are grouped into classes that store alike. A class keeps the first `sinks` tokens as floats and the
+newest `slots` others in a ring of coded slots: slot (position - sinks) mod slots. A token is coded when it arrives and
+every query, its own included, sees the coded value; so what attention sees does not depend on the prefill chunks.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.pytorch_utils import Conv1D
+
+# --- codes of keys and values -------------------------------------------------------------------
+
+# Lloyd-Max levels of the standard normal distribution (positive half; the codebooks are symmetric).
+# J. Max, Quantizing for minimum distortion, IRE Trans. Inf. Theory 6 (1960); recomputed.
+HALF_LEVELS = {
+    2: (0.4527800346, 1.5104176085),
+    3: (0.2450941789, 0.7560052812, 1.3439092785, 2.1519457045),
+    4: (0.1283950299, 0.3880482995, 0.6567591185, 0.9423404565, 1.2562311973, 1.618046386, 2.0690172265, 2.732589571),
+    5: (
+        *(0.0658896598, 0.1980518297, 0.3313783058, 0.466699523, 0.604933624, 0.7471357037, 0.8945651174, 1.0487833199),
+        *(1.2118043806, 1.3863403396, 1.5762280786, 1.7872332177, 2.0287283994, 2.3177394042, 2.6911195774, 3.2607324934),
+    ),
+}
+
+
+def levels(bits: int) -> Tensor:
+    """The 2**bits reproduction levels of a codebook, ascending."""
+    half = torch.tensor(HALF_LEVELS[bits], dtype=torch.float32)
+    return torch.cat([-half.flip(0), half])
+
+
+def hadamard(dim: int) -> Tensor:
+    """An orthogonal rotation [dim, dim]: Hadamard blocks of the largest power of two that divides dim."""
+    block = dim & -dim
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < block:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return torch.block_diag(*[matrix / math.sqrt(block)] * (dim // block))
+
+
+def planes(bits: int) -> tuple[int, ...]:
+    """The power-of-two widths a code is split into for packing: 3 = 2 + 1, 5 = 4 + 1."""
+    return tuple(width for width in (8, 4, 2, 1) if bits & width)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes [..., n] below 2**bits as bytes [..., n * bits / 8]; n must be a multiple of 8."""
+    parts, shift = [], 0
+    for width in planes(bits):
+        each = 8 // width
+        part = (codes.to(torch.uint8) >> shift) & (2**width - 1)
+        part = part.reshape(*codes.shape[:-1], -1, each)
+        packed = part[..., 0].clone()
+        for i in range(1, each):
+            packed |= part[..., i] << (i * width)
+        parts.append(packed)
+        shift += width
+    return torch.cat(parts, -1)
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """The inverse of `pack`: codes [..., n] as uint8."""
+    n = packed.shape[-1] * 8 // bits
+    codes, shift, at = torch.zeros((), dtype=torch.uint8), 0, 0
+    for width in planes(bits):
+        each, size = 8 // width, n * width // 8
+        part = packed[..., at : at + size]
+        if each > 1:
+            part = torch.stack([(part >> (i * width)) & (2**width - 1) for i in range(each)], -1).flatten(-2)
+        codes = part << shift | codes if shift else part
+        shift, at = shift + width, at + size
+    return codes
+
+
+@dataclass
+class Code:
+    """How one class stores keys, or values, [batch, heads, tokens, head_dim].
+
+    bits 16 and 32 are floats. Below that: subtract `mean`, multiply by `scale` (both [heads, 1, head_dim], static),
+    rotate, and store Lloyd-Max codes (8 bits: uniform codes) with one float16 factor per token and head.
+    """
+
+    bits: int
+    head_dim: int
+    mean: Tensor
+    scale: Tensor
+    rotation: Tensor = field(init=False)
+    book: Tensor = field(init=False)
+    edges: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rotation = hadamard(self.head_dim)
+        if self.bits < 8:
+            self.book = levels(self.bits)
+        else:
+            self.book = torch.arange(-128, 128, dtype=torch.float32)
+        self.edges = (self.book[1:] + self.book[:-1]) / 2
+
+    @property
+    def is_float(self) -> bool:
+        return self.bits >= 16
+
+    @property
+    def float_type(self) -> torch.dtype:
+        """The type sinks are kept in, and everything where the code is a float."""
+        return torch.float32 if self.bits == 32 else torch.float16
+
+    def empty(self, batch: int, heads: int, slots: int) -> tuple[Tensor, ...]:
+        """Zeroed storage for that many tokens: one float tensor, or codes and factors."""
+        if self.is_float:
+            return (torch.zeros(batch, heads, slots, self.head_dim, dtype=self.float_type),)
+        codes = torch.zeros(batch, heads, slots, self.head_dim * self.bits // 8, dtype=torch.uint8)
+        return codes, torch.zeros(batch, heads, slots, 1, dtype=torch.float16)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.is_float:
+            return (x.to(self.float_type),)
+        z = ((x.float() - self.mean) * self.scale) @ self.rotation
+        if self.bits == 8:
+            factor = (z.abs().amax(-1, keepdim=True) / 127).clamp_min(6e-8).half()
+            codes = ((z / factor.float()).round().clamp(-127, 127) + 128).to(torch.uint8)
+            return codes, factor
+        rms = z.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
+        codes = torch.bucketize(z / rms, self.edges)
+        shape = self.book[codes]
+        factor = (z * shape).sum(-1, keepdim=True) / shape.pow(2).sum(-1, keepdim=True)
+        return pack(codes, self.bits), factor.clamp(max=65504).half()
+
+    def decode(self, stored: tuple[Tensor, ...]) -> Tensor:
+        if self.is_float:
+            return stored[0].float()
+        codes, factor = stored
+        index = unpack(codes, self.bits)
+        z = self.book.index_select(0, index.flatten().int()).view(index.shape)
+        return ((z * factor.float()) @ self.rotation.T) / self.scale + self.mean
+
+
+# --- the cache ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeadClass:
+    """KV heads of one layer that are cached alike, as kv.json lists them.
+
+    `alpha` + `beta` * context is the number of coded slots; alpha None keeps every token. `reach` is the sliding
+    window the layer was trained with, or None.
+    """
+
+    heads: tuple[int, ...]
+    k_bits: int
+    v_bits: int
+    sinks: int
+    alpha: int | None
+    beta: float
+    reach: int | None
+
+    def slots(self, context_tokens: int) -> tuple[int, int]:
+        """(protected, coded) slots allocated for a context of this many tokens."""
+        reach = context_tokens if self.reach is None else min(context_tokens, self.reach)
+        sinks = min(self.sinks, reach) if self.reach is None else 0
+        if self.alpha is None:
+            return sinks, reach - sinks
+        window = min(context_tokens, max(1, round(self.alpha + self.beta * context_tokens)))
+        return sinks, min(window, reach - sinks)
+
+
+class ClassCache:
+    """The slots of one head class of one layer, for a batch of sequences.
+
+    sink_k, sink_v  [batch, heads, sinks, head_dim]  float
+    k, v            what `Code.empty` gives for [batch, heads, slots]
+    """
+
+    def __init__(self, kind: HeadClass, k_code: Code, v_code: Code, batch: int, context_tokens: int) -> None:
+        self.kind, self.k_code, self.v_code = kind, k_code, v_code
+        self.sinks, self.slots = kind.slots(context_tokens)
+        heads = len(kind.heads)
+        shape = (batch, heads, self.sinks, k_code.head_dim)
+        self.sink_k = torch.zeros(shape, dtype=k_code.float_type)
+        self.sink_v = torch.zeros(shape, dtype=v_code.float_type)
+        self.k = k_code.empty(batch, heads, self.slots)
+        self.v = v_code.empty(batch, heads, self.slots)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.sink_k, self.sink_v, *self.k, *self.v)
+
+    def held_positions(self, seen: Tensor) -> Tensor:
+        """Position in each slot, sinks first, -1 where empty: [batch, sinks + slots], given tokens seen [batch]."""
+        sink = torch.arange(self.sinks).expand(len(seen), -1)
+        sink = torch.where(sink < seen[:, None], sink, -1)
+        slot = torch.arange(self.slots).expand(len(seen), -1)
+        coded = (seen - self.sinks)[:, None]
+        position = slot + self.slots * ((coded - 1 - slot).div(max(self.slots, 1), rounding_mode="floor"))
+        return torch.cat([sink, torch.where(slot < coded, position + self.sinks, -1)], 1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor, scale: float) -> Tensor:
+        """Attention of new tokens over the cache and themselves, and the new tokens stored.
+
+        q          [batch, heads, group, tokens, head_dim]
+        k, v       [batch, heads, tokens, head_dim]
+        positions  [batch, tokens], the first being the tokens already seen; valid [batch, tokens] is a prefix
+        returns    [batch, heads, group, tokens, head_dim]
+        """
+        batch, heads, group, tokens, dim = q.shape
+        k_new, v_new = self.k_code.encode(k), self.v_code.encode(v)
+        is_sink = (positions < self.sinks)[:, None, :, None]
+        k_seen = torch.where(is_sink, k.to(self.sink_k.dtype).float(), self.k_code.decode(k_new))
+        v_seen = torch.where(is_sink, v.to(self.sink_v.dtype).float(), self.v_code.decode(v_new))
+        held = self.held_positions(positions[:, 0])
+        keys = torch.cat([self.sink_k.float(), self.k_code.decode(self.k), k_seen], 2)
+        values = torch.cat([self.sink_v.float(), self.v_code.decode(self.v), v_seen], 2)
+        at = torch.cat([held, torch.where(valid, positions, -1)], 1)[:, None]  # [batch, 1, keys]
+        now = positions[:, :, None]  # [batch, tokens, 1]
+        sees = (at >= 0) & (at <= now) & ((at < self.sinks) | (at > now - self.slots))
+        itself = torch.eye(tokens, dtype=torch.bool).expand(batch, -1, -1)
+        sees[:, :, held.shape[1] :] |= itself  # a padded query must see something, or softmax gives NaN
+        mask = sees[:, None, None].expand(-1, -1, group, -1, -1).reshape(batch, 1, group * tokens, -1)
+        out = functional.scaled_dot_product_attention(
+            q.reshape(batch, heads, group * tokens, dim), keys, values, attn_mask=mask, scale=scale
+        )
+        self._store(k, v, k_new, v_new, positions, valid)
+        return out.view(batch, heads, group, tokens, dim)
+
+    def _store(
+        self,
+        k: Tensor,
+        v: Tensor,
+        k_new: tuple[Tensor, ...],
+        v_new: tuple[Tensor, ...],
+        positions: Tensor,
+        valid: Tensor,
+    ) -> None:
+        newest = torch.where(valid, positions, -1).amax(1, keepdim=True)
+        row, token = (valid & (positions < self.sinks)).nonzero(as_tuple=True)
+        at = positions[row, token]
+        self.sink_k[row, :, at] = k[row, :, token].to(self.sink_k.dtype)
+        self.sink_v[row, :, at] = v[row, :, token].to(self.sink_v.dtype)
+        stays = valid & (positions >= self.sinks) & (positions > newest - self.slots)
+        row, token = stays.nonzero(as_tuple=True)
+        at = (positions[row, token] - self.sinks) % max(self.slots, 1)
+        for stored, new in zip((*self.k, *self.v), (*k_new, *v_new), strict=True):
+            stored[row, :, at] = new[row, :, token]
+
+
+class PlannedCache:
+    """All layers' caches of a batch of sequences, and how many tokens each sequence has seen."""
+
+    def __init__(self, layers: Sequence[Sequence[tuple[HeadClass, Code, Code]]], batch: int, context_tokens: int):
+        self.context_tokens = context_tokens
+        self.seen = torch.zeros(batch, dtype=torch.long)
+        self.valid = torch.ones(batch, 1, dtype=torch.bool)
+        self.layers = [[ClassCache(*kind, batch, context_tokens) for kind in layer] for layer in layers]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensors that hold the cache."""
+        return sum(t.nbytes for layer in self.layers for kind in layer for t in kind.tensors)
+
+
+def planned_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    planned_cache: PlannedCache | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Attention over the planned cache, as transformers calls it: query [batch, q_heads, tokens, head_dim]."""
+    if planned_cache is None:
+        raise RuntimeError("planned attention was called without planned_cache; use PlannedModel.step")
+    batch, q_heads, tokens, dim = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.reshape(batch, kv_heads, q_heads // kv_heads, tokens, dim)
+    positions = planned_cache.seen[:, None] + torch.arange(tokens)
+    scale = dim**-0.5 if scaling is None else scaling
+    out = torch.empty_like(grouped)
+    for kind in planned_cache.layers[module.layer_idx]:
+        heads = list(kind.kind.heads)
+        whole = len(heads) == kv_heads
+        q, k, v = (grouped, key, value) if whole else (grouped[:, heads], key[:, heads], value[:, heads])
+        attended = kind.attend(q, k, v, positions, planned_cache.valid, scale)
+        if whole:
+            out = attended
+        else:
+            out[:, heads] = attended
+    return out.reshape(batch, q_heads, tokens, dim).transpose(1, 2), None
+
+
+AttentionInterface.register("planned", planned_attention)
+AttentionMaskInterface.register("planned", lambda *args, **kwargs: None)  # the cache masks by position itself
+
+# --- packed weights -----------------------------------------------------------------------------
+
+
+class Packed(nn.Module):
+    """A matrix [rows, cols] (or [count, rows, cols]) as stored: floats, or codes with a scale and minimum per group."""
+
+    def __init__(self, name: str, entry: dict[str, object], tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.scheme, self.bits = str(entry["scheme"]), int(str(entry["bits"]))
+        self.offset = entry.get("offset")
+        parts = ("floats",) if self.scheme == "float" else ("codes", "scale", "minimum")
+        for part in parts:
+            if f"{name}::{part}" in tensors:
+                self.register_buffer(part, tensors[f"{name}::{part}"])
+
+    def dense(self, rows: Tensor | None = None) -> Tensor:
+        """The float32 matrix, or only those of its rows."""
+        if self.scheme == "float":
+            return (self.floats if rows is None else self.floats[rows]).float()
+        codes, scale = (self.codes, self.scale) if rows is None else (self.codes[rows], self.scale[rows])
+        scale = scale.float()
+        if self.offset is None:
+            minimum = (self.minimum if rows is None else self.minimum[rows]).float()
+        else:
+            minimum = scale * float(str(self.offset))
+        values = unpack(codes, self.bits).float()
+        grouped = values.view(*values.shape[:-1], scale.shape[-1], -1)
+        return torch.addcmul(minimum[..., None], grouped, scale[..., None]).view(values.shape)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer that expands its matrix for each call; `transposed` for GPT-2's Conv1D layout."""
+
+    def __init__(self, packed: Packed, bias: Tensor | None) -> None:
+        super().__init__()
+        self.packed, self.bias = packed, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.packed.dense(), self.bias)
+
+
+class PackedEmbedding(nn.Module):
+    """An embedding that expands only the rows it looks up; Gemma scales what it looks up."""
+
+    def __init__(self, packed: Packed, multiplier: Tensor | None) -> None:
+        super().__init__()
+        self.packed, self.multiplier = packed, multiplier
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found = self.packed.dense(ids)
+        return found if self.multiplier is None else found * self.multiplier
+
+
+class Expand(nn.Module):
+    """Parametrisation of a weight that is used as a tensor, such as stacked experts."""
+
+    def __init__(self, packed: Packed) -> None:
+        super().__init__()
+        self.packed = packed
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.packed.dense()
+
+
+def install(model: PreTrainedModel, name: str, packed: Packed) -> None:
+    """Put a packed matrix where the model keeps the weight of that name."""
+    path, attribute = name.rsplit(".", 1)
+    parent_path, _, leaf = path.rpartition(".")
+    parent, owner = model.get_submodule(parent_path), model.get_submodule(path)
+    if isinstance(owner, nn.Embedding):
+        setattr(parent, leaf, PackedEmbedding(packed, getattr(owner, "embed_scale", None)))
+        if model.config.tie_word_embeddings:
+            model.set_output_embeddings(PackedLinear(packed, None))
+    elif isinstance(owner, (nn.Linear, Conv1D)):
+        setattr(parent, leaf, PackedLinear(packed, owner.bias))
+    else:
+        setattr(owner, attribute, nn.Parameter(torch.empty(0), requires_grad=False))
+        parametrize.register_parametrization(owner, attribute, Expand(packed), unsafe=True)
+
+
+# --- the model ----------------------------------------------------------------------------------
+
+
+class ArtefactError(Exception):
+    """The artefact directory cannot be used; the message says which file and why."""
+
+
+def build(config: dict[str, object], formats: dict[str, dict[str, object]], tensors: dict[str, Tensor]) -> PreTrainedModel:
+    """The transformers model with its matrices packed: `formats` is weights.json, `tensors` weights.safetensors."""
+    settings = AutoConfig.for_model(**config)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, attn_implementation="planned")
+    for name, entry in formats.items():
+        install(model, name, Packed(name, entry, tensors))
+    loaded = model.load_state_dict({n: t for n, t in tensors.items() if "::" not in n}, strict=False, assign=True)
+    left = [name for name in loaded.missing_keys if "packed." not in name and "parametrizations" not in name]
+    if model.config.tie_word_embeddings:
+        model.tie_weights()
+        left = [name for name in left if name != "lm_head.weight"]
+    if left or loaded.unexpected_keys:
+        raise ArtefactError(f"weights do not fit the model: missing {left}, unknown {loaded.unexpected_keys}")
+    return model.requires_grad_(False).eval()
+
+
+class PlannedModel:
+    """A decoder built by `build`, with the cache that kv.json (`kv`) lays out."""
+
+    def __init__(self, model: PreTrainedModel, kv: dict[str, object], tensors: dict[str, Tensor]) -> None:
+        self.model = model
+        self.kinds = [
+            [(HeadClass(**{**c, "heads": tuple(c["heads"])}), *self._codes(i, c, kv, tensors)) for c in layer]
+            for i, layer in enumerate(kv["layers"])
+        ]
+
+    @staticmethod
+    def _codes(
+        layer: int, kind: dict[str, object], kv: dict[str, object], tensors: dict[str, Tensor]
+    ) -> tuple[Code, Code]:
+        dim, heads = int(kv["head_dim"][layer]), list(kind["heads"])
+        zero, one = torch.zeros(len(heads), 1, dim), torch.ones(len(heads), 1, dim)
+
+        def static(part: str, default: Tensor) -> Tensor:
+            found = [tensors[name].float() for h in heads if (name := f"kv.{layer}.{h}::{part}") in tensors]
+            return torch.stack(found)[:, None] if found else default
+
+        key = Code(int(kind["k_bits"]), dim, static("k_mean", zero), static("k_scale", one))
+        return key, Code(int(kind["v_bits"]), dim, zero, static("v_scale", one))
+
+    @property
+    def static_bytes(self) -> int:
+        """Bytes of the static factors of the codes, shared by all sequences, as weights.safetensors stores them."""
+        return sum(
+            2 * (code.mean.numel() * (part == 1) + code.scale.numel())
+            for layer in self.kinds
+            for kind in layer
+            for part, code in enumerate(kind[:0:-1])
+            if not code.is_float
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the tensors that hold the weights, each storage once."""
+        held = {t.data_ptr(): t.nbytes for t in (*self.model.parameters(), *self.model.buffers()) if t.numel()}
+        return sum(held.values())
+
+    def cache(self, batch: int, context_tokens: int) -> PlannedCache:
+        """Empty caches for sequences that together with what they generate reach `context_tokens`."""
+        return PlannedCache(self.kinds, batch, context_tokens)
+
+    @torch.no_grad()
+    def step(self, cache: PlannedCache, ids: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Hidden states [batch, tokens, hidden] of new tokens, which enter the cache.
+
+        ids [batch, tokens]; `valid` [batch, tokens] marks each row's real tokens, a prefix of the row.
+        """
+        valid = torch.ones_like(ids, dtype=torch.bool) if valid is None else valid
+        needed = int((cache.seen + valid.sum(1)).max())
+        if needed > cache.context_tokens:
+            raise ArtefactError(f"{needed} tokens do not fit a cache made for {cache.context_tokens}")
+        cache.valid = valid
+        positions = cache.seen[:, None] + torch.arange(ids.shape[1])
+        out = self.model.base_model(
+            input_ids=ids, position_ids=positions, use_cache=False, attention_mask=None, planned_cache=cache
+        )
+        cache.seen = cache.seen + valid.sum(1)
+        return out.last_hidden_state
+
+    @torch.no_grad()
+    def prefill(self, cache: PlannedCache, prompts: Sequence[Sequence[int]], chunk_tokens: int) -> Tensor:
+        """Read a batch of prompts of any lengths in chunks; logits [batch, vocab] after each one's last token."""
+        lengths = torch.tensor([len(p) for p in prompts])
+        longest = int(lengths.max())
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(list(prompt), dtype=torch.long)
+        last = torch.zeros(len(prompts), 0)
+        for start in range(0, longest, chunk_tokens):
+            chunk = ids[:, start : start + chunk_tokens]
+            here = lengths - start
+            valid = torch.arange(chunk.shape[1]) < here[:, None]
+            hidden = self.step(cache, chunk, valid)
+            ended = (here > 0) & (here <= chunk.shape[1])
+            if last.shape[1] == 0:
+                last = torch.zeros(len(prompts), hidden.shape[-1])
+            last[ended] = hidden[ended, here[ended] - 1]
+        return self.logits(last)
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits of hidden states."""
+        logits = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def generate(
+        self, cache: PlannedCache, logits: Tensor, new_tokens: int, stop: frozenset[int] = frozenset()
+    ) -> Iterator[Tensor]:
+        """Greedy tokens [batch], one step at a time, from the logits that `prefill` gave; ends when all rows stopped."""
+        stopped = torch.zeros(len(logits), dtype=torch.bool)
+        for i in range(new_tokens):
+            token = logits.argmax(-1)
+            yield token
+            stopped |= torch.tensor([int(t) in stop for t in token])
+            if bool(stopped.all()) or i == new_tokens - 1:
+                return
+            logits = self.logits(self.step(cache, token[:, None])[:, -1])
+
+
+# --- the artefact directory ---------------------------------------------------------------------
+
+
+def checked(directory: Path) -> dict[str, object]:
+    """The manifest of an artefact, after every file it lists was found to have the sha256 it lists."""
+    path = directory / "manifest.json"
+    if not path.is_file():
+        raise ArtefactError(f"{path}: not found; give a directory that planner compile wrote")
+    try:
+        manifest = json.loads(path.read_text())
+        files = dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{path}: is not a manifest ({error}); compile again") from error
+    for name, wanted in files.items():
+        file = directory / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtefactError(f"{path}: lists {name}, which lies outside the artefact")
+        if not file.is_file():
+            raise ArtefactError(f"{file}: is missing; compile again")
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+        if digest.hexdigest() != wanted:
+            raise ArtefactError(f"{file}: differs from the sha256 in manifest.json; compile again")
+    return manifest
+
+
+def load(directory: Path) -> PlannedModel:
+    """The model of an artefact directory, checked."""
+    checked(directory)
+    read = {name: json.loads((directory / f"{name}.json").read_text()) for name in ("config", "kv", "weights")}
+    tensors = load_file(directory / "weights.safetensors")
+    return PlannedModel(build(read["config"], read["weights"], tensors), read["kv"], tensors)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--chunk-tokens", type=int, default=256)
+    parser.add_argument("--raw", action="store_true", help="do not wrap the prompt in the chat template")
+    options = parser.parse_args()
+    here = Path(__file__).resolve().parent
+    try:
+        model = load(here)
+    except ArtefactError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    for piece in answer(model, here, options.prompt, options.max_new_tokens, options.chunk_tokens, options.raw):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def answer(
+    model: PlannedModel, directory: Path, prompt: str, new_tokens: int, chunk_tokens: int, raw: bool
+) -> Iterator[str]:
+    """The model's reply to a prompt, in pieces as they are decoded."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    if tokenizer.chat_template and not raw:
+        turns = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt).input_ids
+    cache = model.cache(1, len(ids) + new_tokens)
+    logits = model.prefill(cache, [ids], chunk_tokens)
+    stop = frozenset({tokenizer.eos_token_id} - {None})
+    told, tokens = "", []
+    for token in model.generate(cache, logits, new_tokens, stop):
+        if int(token[0]) in stop:
+            return
+        tokens.append(int(token[0]))
+        text = tokenizer.decode(tokens)
+        if not text.endswith("\ufffd"):  # a character may span tokens
+            yield text[len(told) :]
+            told = text
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""Bytes of the storage formats: what a token of one head, and a matrix, take in each.
+
+Two KV schemes exist. `float` is the number itself. `rotated` is a code per token and head: the vector is scaled per
+channel by static factors, rotated by a Hadamard matrix, divided by its norm (one float16) and rounded to a `bits`-bit
+Lloyd-Max codebook of the normal distribution (QuaRot, https://arxiv.org/abs/2404.00456; TurboQuant,
+https://arxiv.org/abs/2504.19874). No group spans tokens, so evicting one frees its bytes at once and nothing waits
+unquantised for a group to fill.
+"""
+
+from planner.errors import InputError
+from planner.space import Full, KvChoice, KvFormat, WeightFormat
+from planner.spec import LayerSpec, TensorSpec
+
+ROTATED_BITS = (2, 3, 4, 5, 8)
+GROUPED_BITS = (2, 3, 4, 8)
+NORM_BYTES = 2
+SCALE_BYTES = 2
+
+
+def rotated(bits: int) -> KvFormat:
+    """The `rotated` format of that width."""
+    return KvFormat(bits, "rotated")
+
+
+def grouped(bits: int, group: int = 32) -> WeightFormat:
+    """The `grouped` weight format of that width."""
+    return WeightFormat(bits, "grouped", group)
+
+
+def token_bytes(form: KvFormat, head_dim: int) -> int:
+    """Bytes of one token's key, or value, of one head.
+
+    >>> token_bytes(KvFormat(16), 64), token_bytes(rotated(4), 64), token_bytes(rotated(3), 64)
+    (128, 34, 26)
+    """
+    if form.scheme == "float" and form.bits in (16, 32):
+        return head_dim * int(form.bits) // 8
+    if form.scheme == "rotated" and form.bits in ROTATED_BITS:
+        return head_dim * int(form.bits) // 8 + NORM_BYTES
+    raise InputError(f"no KV format has {form.bits:g} bits in scheme {form.scheme!r}")
+
+
+def sink_bytes(choice: KvChoice, head_dim: int) -> int:
+    """Bytes of one protected token, K and V: float32 beside a float32 format, else float16."""
+    return sum(head_dim * (4 if form == KvFormat(32) else 2) for form in (choice.k, choice.v))
+
+
+def slots(choice: KvChoice, layer: LayerSpec, context_tokens: int) -> tuple[int, int]:
+    """(protected, coded) slots that one head's cache allocates for a context.
+
+    >>> from dataclasses import replace
+    >>> from planner.space import Window
+    >>> plain = LayerSpec(q_heads=2, kv_heads=1, head_dim=64)
+    >>> full = KvChoice(Full(), rotated(4), rotated(4), sinks=4, tier=(("dram", 1.0),))
+    >>> slots(full, plain, 100), slots(replace(full, span=Window(16)), plain, 100)
+    ((4, 96), (4, 16))
+
+    A layer trained with a sliding window needs no more than that window, and its sinks leave it with the rest:
+
+    >>> slots(full, replace(plain, window=32), 100)
+    (0, 32)
+    """
+    reach = context_tokens if layer.window is None else min(context_tokens, layer.window)
+    sinks = min(choice.sinks, reach) if layer.window is None else 0
+    if isinstance(choice.span, Full):
+        return sinks, reach - sinks
+    return sinks, min(choice.span.tokens(context_tokens), reach - sinks)
+
+
+def head_bytes(choice: KvChoice, layer: LayerSpec, context_tokens: int) -> int:
+    """Bytes one head's cache allocates for one sequence of this length, protected slots included."""
+    sinks, coded = slots(choice, layer, context_tokens)
+    each = token_bytes(choice.k, layer.head_dim) + token_bytes(choice.v, layer.head_dim)
+    return coded * each + sinks * sink_bytes(choice, layer.head_dim)
+
+
+def weight_bytes(tensor: TensorSpec, form: WeightFormat) -> int:
+    """Bytes of a matrix in a format: codes, and a float16 scale and minimum for each group of a row."""
+    if form.scheme == "native":
+        return tensor.native_bytes
+    if form.scheme == "float":
+        return tensor.elements * int(form.bits) // 8
+    groups = tensor.elements // form.group
+    return tensor.elements * int(form.bits) // 8 + groups * 2 * SCALE_BYTES

@@ -1,0 +1,146 @@
+"""What a machine can do, in SI units, each figure with where it came from."""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite, log
+from typing import Literal
+
+from planner.errors import InputError
+
+Provenance = Literal["measured", "fitted", "datasheet"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTier:
+    """One memory: `hbm`, `dram` or `flash`, and how fast what lies in it reaches the compute units.
+
+    For the fastest tier `read_bytes_per_s` is its own bandwidth; for the others it is the link's.
+    `read_curve` holds (block bytes, bytes per second) where the rate depends on the size of a read.
+    """
+
+    name: str
+    capacity_bytes: int
+    read_bytes_per_s: float
+    read_curve: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        _positive(f"tier {self.name}: capacity_bytes", self.capacity_bytes)
+        _positive(f"tier {self.name}: read_bytes_per_s", self.read_bytes_per_s)
+        for block_bytes, rate in self.read_curve:
+            _positive(f"tier {self.name}: read_curve block", block_bytes)
+            _positive(f"tier {self.name}: read_curve rate", rate)
+        if any(a >= b for (a, _), (b, _) in pairwise(self.read_curve)):
+            raise InputError(f"tier {self.name}: read_curve needs its block sizes in rising order, each once")
+
+    def bytes_per_s(self, block_bytes: float) -> float:
+        """Rate of reads of one block size: linear between the curve's points over log(block), flat beyond its ends.
+
+        >>> disk = MemoryTier("flash", 10**12, 4e9, ((4096, 1e9), (65536, 3e9)))
+        >>> disk.bytes_per_s(16384), disk.bytes_per_s(1), disk.bytes_per_s(1e9)
+        (2000000000.0, 1000000000.0, 3000000000.0)
+
+        A tier without a curve reads at one rate:
+
+        >>> MemoryTier("dram", 10**12, 3e10).bytes_per_s(1)
+        30000000000.0
+        """
+        curve = self.read_curve
+        if not curve:
+            return self.read_bytes_per_s
+        at = bisect_left(curve, block_bytes, key=lambda point: point[0])
+        if at in (0, len(curve)):
+            return curve[min(at, len(curve) - 1)][1]
+        (small, slow), (large, fast) = curve[at - 1], curve[at]
+        return slow + (fast - slow) * log(block_bytes / small) / log(large / small)
+
+
+Rates = tuple[tuple[float, float], ...]
+"""(bits, elements per second) pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareProfile:
+    """A target: tiers fastest first, matrix throughput by type, and the fixed costs of a step.
+
+    `float_bits` is the width dense weights and caches have on it (16 on a GPU, 32 where the CPU runtime computes in
+    float32). `matmul_flop_per_s` maps a compute type (fp32, fp16, bf16, int8) to throughput. A runtime that expands
+    packed numbers before computing pays `expand_weights_per_s` and `expand_kv_per_s` (elements per second by bits);
+    empty where the kernel does it within the read. `layer_overhead_s` is what a layer takes however little it computes,
+    attention aside; each class of heads that attends in one call adds `kernel_overhead_s`.
+
+    `efficiency` is the share of the stated bandwidths and throughputs that real kernels reach: 1 where they were
+    measured. `error` is the relative half-width of a predicted time.
+    """
+
+    name: str
+    kind: Literal["cpu", "gpu"]
+    float_bits: Literal[16, 32]
+    tiers: tuple[MemoryTier, ...]
+    matmul_flop_per_s: tuple[tuple[str, float], ...]
+    layer_overhead_s: float
+    step_overhead_s: float
+    kernel_overhead_s: float
+    provenance: Provenance
+    error: float
+    sources: tuple[str, ...]
+    date: str
+    expand_weights_per_s: Rates = ()
+    expand_kv_per_s: Rates = ()
+    notes: tuple[str, ...] = ()
+    efficiency: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.tiers:
+            raise InputError(f"target {self.name}: has no memory tier")
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) != len(names):
+            raise InputError(f"target {self.name}: tiers {', '.join(names)}; each name once")
+        for kind, rate in self.matmul_flop_per_s:
+            _positive(f"target {self.name}: matmul_flop_per_s.{kind}", rate)
+        for bits, rate in (*self.expand_weights_per_s, *self.expand_kv_per_s):
+            _positive(f"target {self.name}: elements expanded per second at {bits:g} bits", rate)
+        for name in ("layer_overhead_s", "step_overhead_s", "kernel_overhead_s", "error"):
+            if not (isfinite(value := getattr(self, name)) and value >= 0):
+                raise InputError(f"target {self.name}: {name}: found {value}; must be 0 or more")
+        if not 0 < self.efficiency <= 1:
+            raise InputError(f"target {self.name}: efficiency: found {self.efficiency}; must be above 0 and at most 1")
+        self.flop_per_s(self.float_bits)
+
+    @property
+    def fastest(self) -> MemoryTier:
+        return self.tiers[0]
+
+    def tier(self, name: str) -> MemoryTier:
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        raise InputError(f"target {self.name} has no tier {name!r}; it has {', '.join(t.name for t in self.tiers)}")
+
+    def flop_per_s(self, bits: int) -> float:
+        """Matrix throughput of the type dense numbers of this width compute in."""
+        rates = dict(self.matmul_flop_per_s)
+        for name in ("fp32",) if bits == 32 else ("bf16", "fp16"):
+            if name in rates:
+                return rates[name]
+        raise InputError(f"target {self.name}: matmul_flop_per_s has no rate for {bits}-bit floating point")
+
+    def expand_weights_s(self, elements: float, bits: float) -> float:
+        """Seconds to expand that many packed weights before computing; 0 where they are stored as computed."""
+        return self._expand_s(self.expand_weights_per_s, elements, bits)
+
+    def expand_kv_s(self, elements: float, bits: float) -> float:
+        """Seconds to expand that many packed keys or values before computing; 0 where they are stored as computed."""
+        return self._expand_s(self.expand_kv_per_s, elements, bits)
+
+    def _expand_s(self, rates: Rates, elements: float, bits: float) -> float:
+        if not rates or bits >= self.float_bits:
+            return 0.0
+        # A width without a rate of its own (native 4.5-bit blocks, say) goes at the nearest's, the slower of two.
+        _, rate = min(rates, key=lambda pair: (abs(pair[0] - bits), pair[1]))
+        return elements / rate
+
+
+def _positive(what: str, value: float) -> None:
+    if not (isfinite(value) and value > 0):
+        raise InputError(f"{what}: found {value}; must be a positive number")

@@ -1,0 +1,72 @@
+"""The weights and the tokenizer of a checkpoint as transformers runs them: float32, nothing downloaded, no code run."""
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from planner.errors import InputError
+from profiles.sources.blocks import dequantised
+from profiles.sources.checkpoint import Checkpoint
+from profiles.sources.config import one_line, parse_config, quiet
+from profiles.sources.family import skeleton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTLESS = "a bare config has neither weights nor tokenizer; give a GGUF file or a Hugging Face directory"
+
+
+def load_model(checkpoint: Checkpoint) -> "PreTrainedModel":
+    """The model in float32, ready to evaluate; no parameter asks for a gradient."""
+    import torch
+
+    path = checkpoint.path
+    if checkpoint.kind == "config":
+        raise InputError(f"{path}: {WEIGHTLESS}")
+    config = parse_config(json.loads(checkpoint.config), str(path))
+    family = type(skeleton(config, str(path)))
+    folder: str | None = str(path)
+    state = None
+    try:
+        if checkpoint.kind == "gguf":
+            folder, state = None, {n: torch.from_numpy(dequantised(path, t)) for n, t in checkpoint.stored.items()}
+        with quiet():
+            result = family.from_pretrained(
+                folder,
+                config=config,
+                state_dict=state,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: transformers cannot load the weights: {one_line(error)}") from None
+    # With output_loading_info the result is a pair, which its annotation does not say.
+    model, loaded = cast("tuple[PreTrainedModel, dict[str, Any]]", result)
+    if missing := sorted(loaded["missing_keys"]):
+        raise InputError(f"{path}: has no weights for {missing[0]} and {len(missing) - 1} more; give the whole model")
+    model.requires_grad_(False)
+    model.train(False)
+    return model
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
+    """The tokenizer, with its chat template where it has one."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = checkpoint.path
+    if checkpoint.kind == "config":
+        raise InputError(f"{path}: {WEIGHTLESS}")
+    tokenizer: PreTrainedTokenizerBase
+    try:
+        with quiet():
+            if checkpoint.kind == "gguf":
+                # Not AutoTokenizer: it parses the whole vocabulary twice more to learn the class, which is always this.
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                    str(path.parent), gguf_file=path.name, local_files_only=True
+                )
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except (ImportError, LookupError, OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: transformers cannot read the tokenizer: {one_line(error)}") from None
+    return tokenizer

@@ -1,0 +1,130 @@
+"""Tiny random models of six families, real Hugging Face directories that load in a moment."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+VOCABULARY = 320
+TINY_FAMILIES = ("llama", "qwen3", "mistral", "gemma3_text", "gpt2", "mixtral")
+
+_COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+_DECODER = {
+    **_COMMON,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.15,  # wide enough that attention is not flat
+}
+_CONFIGS: dict[str, dict[str, object]] = {
+    "llama": {**_DECODER, "num_hidden_layers": 3, "tie_word_embeddings": True},
+    "qwen3": {**_DECODER, "num_hidden_layers": 2, "head_dim": 32},
+    "mistral": {**_DECODER, "num_hidden_layers": 2, "sliding_window": 24},
+    "gemma3_text": {
+        **_DECODER,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "gpt2": {**_COMMON, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024, "initializer_range": 0.15},
+    "mixtral": {
+        **_DECODER,
+        "num_hidden_layers": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": None,
+    },
+}
+
+_TEXT = (
+    "The river ran past the old mill, and the miller counted sacks of flour until the light was gone.",
+    "Numbers such as 12, 405 and 1998 stand beside words; so do commas, colons: and (sometimes) brackets.",
+    "A model reads a token at a time and keeps what it may need again.",
+)
+
+
+def _tokenizer() -> "PreTrainedTokenizerFast":
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_TEXT, trainer)
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|begin|>", eos_token="<|end|>", chat_template=template
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a tiny seeded random model of a family, written once per session."""
+
+    @cache
+    def write(family: str) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        path = tmp_path_factory.mktemp("tiny") / family
+        config = AutoConfig.for_model(family, **_CONFIGS[family])
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config)
+        model.to(torch.float32).save_pretrained(path)
+        _tokenizer().save_pretrained(path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny: Callable[[str], Path]) -> Path:
+    """3 layers, 4 query and 2 KV heads of 16, tied embedding."""
+    return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tiny: Callable[[str], Path]) -> Path:
+    """2 layers, heads of 32 with normalised queries and keys."""
+    return tiny("qwen3")
+
+
+@pytest.fixture(scope="session")
+def tiny_mistral(tiny: Callable[[str], Path]) -> Path:
+    """2 layers, every one with a sliding window of 24."""
+    return tiny("mistral")
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3(tiny: Callable[[str], Path]) -> Path:
+    """4 layers, a sliding window of 16 in every other one, 1 KV head of 32."""
+    return tiny("gemma3_text")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tiny: Callable[[str], Path]) -> Path:
+    """2 layers, 4 heads that share nothing, learnt positions, Conv1D matrices."""
+    return tiny("gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_mixtral(tiny: Callable[[str], Path]) -> Path:
+    """2 layers, 2 of 4 experts per token."""
+    return tiny("mixtral")

@@ -125,7 +125,8 @@ def main() -> None:
             begin = time.perf_counter()
             solution = solve(case.problem, gap=case.gap)
             seconds = time.perf_counter() - begin
-            print(f"{case.name:28} {seconds:8.2f} {100 * solution.gap:8.4f} {solution.objective:12.6g} {solution.status}")
+            figures = f"{seconds:8.2f} {100 * solution.gap:8.4f} {solution.objective:12.6g}"
+            print(f"{case.name:28} {figures} {solution.status}")
 
 
 if __name__ == "__main__":

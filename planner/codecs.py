@@ -357,15 +357,15 @@ class EntriesCodec:
         return ItemsCodec(self.row).encode(tuple(value.items()))
 
     def decode(self, data: Plain) -> object:
-        made: dict[object, object] = {}
         if not isinstance(data, list):
             raise Mismatch(f"expected a list of [key, value], found {shown(data)}")
+        entries: list[tuple[object, ...]] = []
         try:
-            for i, item in enumerate(data):
-                key, value = self.row.decode(item)
-                made[key] = value
+            for item in data:
+                entries.append(self.row.decode(item))
         except Mismatch as mismatch:
-            raise mismatch.under(f"[{i}]") from None
+            raise mismatch.under(f"[{len(entries)}]") from None
+        made = {key: value for key, value in entries}
         if len(made) < len(data):
             raise Mismatch("the same key is given twice")
         return made

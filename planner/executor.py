@@ -4,10 +4,10 @@ Backends implement these protocols and the driver hands them to profiling and ve
 backend. Token ids, log-probabilities and bytes cross the line; tensors of a framework do not.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,10 @@ class Weights(Protocol):
 
     def dense(self, name: str) -> NDArray[np.float32]: ...
 
+    def transposed(self, name: str) -> bool:
+        """Whether transformers keeps this matrix as [inputs, outputs] (GPT-2's Conv1D)."""
+        ...
+
     def native(self, name: str) -> NativeBlocks | None: ...
 
     def companions(self) -> tuple["Artifact", ...]:
@@ -135,6 +139,24 @@ class Executor(Protocol):
 
     @property
     def capabilities(self) -> Capabilities: ...
+
+    def use(self, statics: Mapping[KvSite, KvStatics]) -> None:
+        """Take these static factors for the plans opened and emitted from now on."""
+        ...
+
+    def recode_kv(
+        self, part: Literal["k", "v"], form: KvFormat, values: NDArray[np.float32], statics: KvStatics
+    ) -> NDArray[np.float32]:
+        """Keys or values [tokens, head_dim] of one head as they read back from a format."""
+        ...
+
+    def recode_weight(self, name: str, form: WeightFormat) -> NDArray[np.float32]:
+        """A matrix [outputs, inputs] as it reads back from a format."""
+        ...
+
+    def identity(self) -> str:
+        """Sha256 of the code that defines the formats: prices hold for it and for no other."""
+        ...
 
     def open(self, plan: Plan) -> Session:
         """The model with a plan applied, without writing an artefact (anchors, competing settings)."""

@@ -29,12 +29,17 @@ def read_text(path: Path) -> str:
 
 
 def write_text(text: str, path: Path) -> None:
+    """Write a text file whole, with line feeds."""
+    write_bytes(text.encode(), path)
+
+
+def write_bytes(content: bytes, path: Path) -> None:
     """Write a file whole: to a sibling first, flushed to the disk, then renamed over `path`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            with temporary.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with temporary.open("xb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -11,7 +11,7 @@ from planner.errors import InputError
 from planner.space import Full, KvChoice, KvFormat, WeightFormat
 from planner.spec import LayerSpec, TensorSpec
 
-ROTATED_BITS = (2, 3, 4, 5, 8)
+ROTATED_BITS = (2, 3, 4, 8)
 GROUPED_BITS = (2, 3, 4, 8)
 NORM_BYTES = 2
 SCALE_BYTES = 2

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite, log
+from math import isfinite
 from typing import Literal
 
 from planner.errors import InputError
@@ -34,11 +34,14 @@ class MemoryTier:
             raise InputError(f"tier {self.name}: read_curve needs its block sizes in rising order, each once")
 
     def bytes_per_s(self, block_bytes: float) -> float:
-        """Rate of reads of one block size: linear between the curve's points over log(block), flat beyond its ends.
+        """Rate of reads of one block size.
 
-        >>> disk = MemoryTier("flash", 10**12, 4e9, ((4096, 1e9), (65536, 3e9)))
-        >>> disk.bytes_per_s(16384), disk.bytes_per_s(1), disk.bytes_per_s(1e9)
-        (2000000000.0, 1000000000.0, 3000000000.0)
+        Between the curve's points a read's seconds grow linearly with its bytes: a latency, then a transfer. A read
+        smaller than the first point takes as long as that; beyond the last point the rate stays.
+
+        >>> disk = MemoryTier("flash", 10**12, 4e9, ((4000, 1e9), (12000, 2e9)))
+        >>> round(8000 / disk.bytes_per_s(8000) * 1e6, 6), disk.bytes_per_s(40), disk.bytes_per_s(1e9)
+        (5.0, 10000000.0, 2000000000.0)
 
         A tier without a curve reads at one rate:
 
@@ -49,10 +52,14 @@ class MemoryTier:
         if not curve:
             return self.read_bytes_per_s
         at = bisect_left(curve, block_bytes, key=lambda point: point[0])
-        if at in (0, len(curve)):
-            return curve[min(at, len(curve) - 1)][1]
-        (small, slow), (large, fast) = curve[at - 1], curve[at]
-        return slow + (fast - slow) * log(block_bytes / small) / log(large / small)
+        if at == len(curve):
+            return curve[-1][1]
+        large, fast = curve[at]
+        if at == 0:
+            return fast * block_bytes / large
+        small, slow = curve[at - 1]
+        seconds = small / slow + (large / fast - small / slow) * (block_bytes - small) / (large - small)
+        return block_bytes / seconds
 
 
 Rates = tuple[tuple[float, float], ...]

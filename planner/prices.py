@@ -1,6 +1,6 @@
-"""A space priced in the three currencies: one row per resource, one column per candidate.
+"""A space priced in the three currencies: a row for every candidate, a column for every resource.
 
-The solver sees nothing but this table; what the rows mean stays here.
+The solver sees nothing but this table; what the columns mean stays here.
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost import Cost, candidate_cost, constant_cost
-from planner.goal import Goal, Objective, Workload
+from planner import cost
+from planner.errors import InputError
+from planner.goal import Goal, Workload
 from planner.hardware import HardwareProfile
 from planner.loss import LossModel
-from planner.space import Choice, Site, Space
+from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, Site, Space
 from planner.spec import ModelSpec
 
 LOSS = "loss_nats"
@@ -20,15 +21,92 @@ LOSS = "loss_nats"
 
 @dataclass(frozen=True, slots=True)
 class PriceTable:
-    """Usage of every candidate (site-major, in the space's order), what is used anyway, and the limits.
+    """What every candidate uses (site after site, in the space's order), what is used anyway, and the limits.
 
-    `minimise` are the rows whose largest total is the objective: one row, or the serial stages that overlap in a step.
+    `minimise` names the columns whose largest total is the objective: one, or the stages that overlap in a step.
+    The loss column holds sums of prices: its limit is the sum whose expected loss is the user's limit.
     """
 
-    sites: tuple[Site, ...]
     groups: tuple[int, ...]
     rows: tuple[str, ...]
     usage: NDArray[np.float64]
     constant: NDArray[np.float64]
     limits: NDArray[np.float64]
     minimise: tuple[int, ...]
+    tie_break: tuple[int, ...]
+
+
+def price(
+    space: Space,
+    spec: ModelSpec,
+    workload: Workload,
+    goal: Goal,
+    hardware: HardwareProfile,
+    loss: LossModel | None,
+    classes_per_layer: int | None = None,
+) -> PriceTable:
+    """The price table of a space; without a loss model only choices that change nothing can be priced."""
+    rows = (LOSS, *cost.rows(hardware))
+    physical = cost.usages(space.candidates, spec, workload, hardware, classes_per_layer)
+    losses = np.array([_loss(site, c, loss) for site, choices in space.candidates.items() for c in choices])
+    if bool(np.isnan(losses).any()):
+        raise InputError("a candidate has no price in the profile; profile the model again with planner profile model")
+    usage = np.column_stack([np.maximum(losses, 0.0), physical])
+    fixed = cost.constant(spec, workload, hardware)
+    constant = np.array([0.0, *(fixed[row] for row in rows[1:])])
+    return PriceTable(
+        groups=tuple(len(choices) for choices in space.candidates.values()),
+        rows=rows,
+        usage=usage,
+        constant=constant,
+        limits=np.array([limit(row, spec, workload, goal, hardware, loss) for row in rows]),
+        minimise=stages(goal.minimise, rows),
+        tie_break=tuple(rows.index(name) for name in (LOSS, "memory_bytes", "decode_s.core")),
+    )
+
+
+def _loss(site: Site, choice: Choice, loss: LossModel | None) -> float:
+    """A choice's price in nats; what changes nothing, or no more than rounding to 16 bits, needs no profile."""
+    if loss is not None:
+        return loss.price(site, choice)
+    if isinstance(choice, KvChoice):
+        lossless = isinstance(choice.span, Full) and {choice.k, choice.v} <= {FLOAT16, FLOAT32}
+    else:
+        lossless = choice.format.scheme in ("native", "float")
+    return 0.0 if lossless else float("nan")
+
+
+def stages(objective: str, rows: tuple[str, ...]) -> tuple[int, ...]:
+    """Columns of an objective: itself, or for seconds every stage that overlaps.
+
+    >>> stages("decode_s", ("loss_nats", "decode_s.core", "decode_s.link.dram", "ttft_s.core"))
+    (1, 2)
+    """
+    return tuple(i for i, row in enumerate(rows) if row == objective or row.startswith(f"{objective}."))
+
+
+def limit(
+    row: str, spec: ModelSpec, workload: Workload, goal: Goal, hardware: HardwareProfile, loss: LossModel | None
+) -> float:
+    """The limit of one column, inf where there is none; tiers are limited by their capacity."""
+    limits = goal.limits
+    if row == LOSS:
+        if limits.loss_nats is None:
+            return float("inf")
+        return limits.loss_nats if loss is None else loss.correction.sum_for(limits.loss_nats)
+    if row.startswith("bytes."):
+        return float(hardware.tier(row.removeprefix("bytes.")).capacity_bytes)
+    if row == "kv_bytes" and limits.kv_share is not None:
+        return limits.kv_share * dense_kv_bytes(spec, workload)
+    value = getattr(limits, row.partition(".")[0])
+    return float("inf") if value is None else float(value)
+
+
+def dense_kv_bytes(spec: ModelSpec, workload: Workload, bits: int = 16) -> int:
+    """Bytes of an uncompressed cache at the longest context and the whole batch."""
+    tokens = workload.longest_tokens
+    each = (
+        layer.kv_bytes_per_token(bits) * (tokens if layer.window is None else min(tokens, layer.window))
+        for layer in spec.layers
+    )
+    return workload.batch * sum(each)

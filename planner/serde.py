@@ -3,15 +3,17 @@
 A document begins with its schema, as `schema: planner/plan@1`. Reading is strict: an unknown, missing or mistyped
 field is an InputError that says where in the document, what was found and what would do. What type hints mean there:
 
-a dataclass                      a mapping of its fields
-A | B of dataclasses             the mapping begins `kind: a`, the class's name; no other class can be named
-tuple[A, ...], frozenset[A]      a list; a set's in the order of its text
-tuple[A, B]                      a list of two; for dataclasses that share no field, one mapping of both
-Mapping[str, A], Mapping[K, A]   a mapping; a list of [key, value]
-X | None, Literal, Path, str, int, float, bool
+    a dataclass                      a mapping of its fields
+    A | B of dataclasses             the mapping begins `kind: a`, the class's name; no other class can be named
+    tuple[A, ...], frozenset[A]      a list; a set's in the order of its text
+    tuple[A, B]                      a list of two; for dataclasses that share no field, one mapping of both
+    tuple[tuple[A, B], ...]          for such dataclasses: every B once, and every A with the number of its B
+    Mapping[str, A], Mapping[K, A]   a mapping; a list of [key, value]
+    X | None, Literal, Path, str, int, float, bool
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -42,6 +44,7 @@ from planner.mismatch import Mismatch, kebab, shown
 from planner.yaml_text import Plain, parse, write
 
 T = TypeVar("T")
+_NOT_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 # A document type whose fields change gets its new version here, and in UPGRADES, by its old schema, the function that
 # lifts an old document: {"planner/plan@1": plan_1_to_2}.
@@ -74,8 +77,9 @@ def dump(value: object) -> str:
 
 
 def dump_json(value: object) -> str:
-    """The same document as JSON."""
-    return json.dumps(document(value), indent=1, allow_nan=False) + "\n"
+    """The same document as JSON, which is YAML too: what only JSON takes unescaped is escaped."""
+    text = json.dumps(document(value), indent=1, ensure_ascii=False, allow_nan=False)
+    return _NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def dump_file(value: object, path: Path) -> None:
@@ -160,8 +164,8 @@ def _made(hint: object) -> Codec:
     if origin in (Union, UnionType):
         return _optional_or_tagged(args)
     if origin is tuple and len(args) == 2 and args[1] is ...:
-        item = codec(args[0])
-        return SharedCodec(item) if isinstance(item, MergedCodec) else ItemsCodec(item)
+        of = codec(args[0])
+        return SharedCodec(of) if isinstance(of, MergedCodec) else ItemsCodec(of)
     if origin is tuple:
         parts = tuple(codec(arg) for arg in args)
         first, last = parts[0], parts[-1]

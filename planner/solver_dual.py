@@ -6,13 +6,14 @@ where it is new. At any prices the cheapest choice bounds the optimum from below
 trust in the programme. Prices are rounded: last digits that differ between machines choose no other plan.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from ortools.linear_solver import pywraplp
 
 from planner.solver_problem import Floats, Ints, Problem
-from planner.solver_tree import Tree
+from planner.solver_tree import Priced, Tree
 
 MOST_ROUNDS = 80
 # What a broken limit costs, in the scale of the whole objective, before a second round asks if it must be broken.
@@ -47,12 +48,11 @@ def weighted(usage: Floats, weights: Floats) -> Floats:
     return result
 
 
-def lagrangian(problem: Problem, tree: Tree, weights: Floats, prices: Floats) -> tuple[float, Ints]:
-    """The lower bound that these prices prove, and the choice that is cheapest at them."""
-    priced = tree.price(weighted(problem.usage, weights + prices))
+def lagrangian(problem: Problem, priced: Priced, weights: Floats, prices: Floats) -> float:
+    """The lower bound that these prices prove."""
     limits = np.where(prices > 0, problem.limits, 0.0)
     fixed = weights * problem.constant + prices * (problem.constant - limits)
-    return float(priced.value.sum() + fixed.sum()), priced.chosen
+    return math.fsum((*priced.value, *fixed))
 
 
 def rounded(values: Floats) -> Floats:
@@ -77,7 +77,8 @@ class Programme:
         infinity = self.solver.infinity()
         totals = self.base.sum(axis=0) + problem.constant
         self.limited, self.minimised = problem.limited, problem.minimise if objective else ()
-        self.caps = [self.solver.Constraint(-infinity, (problem.limits[r] - totals[r]) / scale[r]) for r in self.limited]
+        rooms = (problem.limits - totals) / scale
+        self.caps = [self.solver.Constraint(-infinity, float(rooms[r])) for r in self.limited]
         # All minimised rows share one scale, so that their maximum stays their maximum.
         self.unit = max((scale[r] for r in self.minimised), default=1.0)
         self.shift = max((totals[r] for r in self.minimised), default=0.0)
@@ -177,7 +178,7 @@ def bound(problem: Problem, tree: Tree) -> Bound | None:
         for chosen in feasibility.choices:
             programme.add(chosen)
         found = generate(problem, tree, programme)
-    return Bound(found.value, found.weights, found.prices, (*starts, *found.starts), found.rounds)
+    return found
 
 
 def generate(problem: Problem, tree: Tree, programme: Programme) -> Bound:
@@ -186,10 +187,12 @@ def generate(problem: Problem, tree: Tree, programme: Programme) -> Bound:
     rounds = 0
     for rounds in range(1, MOST_ROUNDS + 1):
         value, weights, prices = programme.solve()
-        proved, chosen = lagrangian(problem, tree, weights, prices)
+        priced = tree.price(weighted(problem.usage, weights + prices))
+        proved = lagrangian(problem, priced, weights, prices)
         if proved > best:
             best, best_weights, best_prices = proved, weights, prices
-        if value - best <= SETTLED * abs(value) or not programme.add(chosen):
+        chosen = tree.cheapest(priced)
+        if value - best <= SETTLED * abs(value) or rounds == MOST_ROUNDS or not programme.add(chosen):
             break
     starts = (programme.likeliest(), *programme.choices[::-1])
     return Bound(best, best_weights, best_prices, starts, rounds)
@@ -205,14 +208,14 @@ def ladder(problem: Problem, tree: Tree) -> list[Ints]:
     tight = np.zeros(count)
     for row in problem.limited:
         tight[row] = goal / (spread[row] or 1.0)
-    found = [tree.price(weighted(problem.usage, weights)).chosen]
+    found = [tree.cheapest(tree.price(weighted(problem.usage, weights)))]
     if problem.limited:
         for step in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e2, 1e6):
-            found.append(tree.price(weighted(problem.usage, weights + step * tight)).chosen)
+            found.append(tree.cheapest(tree.price(weighted(problem.usage, weights + step * tight))))
         for row in problem.limited:
             alone = np.zeros(count)
             alone[row] = tight[row]
-            found.append(tree.price(weighted(problem.usage, 1e-6 * weights + alone)).chosen)
+            found.append(tree.cheapest(tree.price(weighted(problem.usage, 1e-6 * weights + alone))))
     return found
 
 

@@ -15,9 +15,15 @@ from planner.solver_problem import Bools, Floats, Ints, Problem, keeps_relations
 from planner.solver_tree import Tree
 
 # Exchanges considered in pairs, few first: all pairs of n cost n * n.
-PAIRED = (200, 600, 1500)
-CHUNK = 256
-MOST_STEPS = 3000
+PAIRED = (300, 1000, 2000)
+CHUNK = 128
+MOST_SINGLES = 6000
+MOST_CHOICES = 3000
+MOST_STEPS = 2000
+MOST_STARTS = 3
+# Looks are decided in floats; so many of the best-looking exchanges are tried exactly.
+TRIES = 20
+TINY = 1e-300
 # Improvements smaller than this share are rounding.
 WORTHWHILE = 1e-12
 
@@ -33,15 +39,15 @@ class Merit:
 
 def merit(problem: Problem, totals: Floats) -> Merit:
     over = np.maximum(totals - problem.limits, 0.0)[list(problem.limited)]
-    size = np.abs(problem.limits[list(problem.limited)]) + 1e-300
+    size = np.abs(problem.limits[list(problem.limited)]) + TINY
     return Merit(float((over / size).sum()), problem.objective(totals), tuple(totals[list(problem.tie_break)].tolist()))
 
 
 class Search:
     """One choice and the exchanges from it. Every step is checked exactly before it is taken."""
 
-    def __init__(self, problem: Problem, tree: Tree, bound: Bound, chosen: Ints) -> None:
-        self.problem, self.tree, self.bound = problem, tree, bound
+    def __init__(self, problem: Problem, tree: Tree, bound: Bound, moves: "Moves", chosen: Ints) -> None:
+        self.problem, self.tree, self.moves = problem, tree, moves
         self.starts = problem.starts
         self.site = np.repeat(np.arange(len(problem.groups)), problem.groups)
         self.component = np.empty(len(problem.groups), dtype=np.int64)
@@ -104,97 +110,98 @@ class Search:
         second = ~answers & (self.chosen[rule.site] in rule.candidates)
         return np.concatenate((site, other)), np.concatenate((first, second)).astype(np.int64)
 
-    def step(self, pool: "Pool | None", paired: int) -> bool:
+    def step(self, paired: int) -> bool:
         """Take the best exchange, or the best pair among the `paired` of least reduced cost; whether there was one."""
-        current = self.starts + self.chosen
-        allowed = np.flatnonzero((self.blocked == 0) & (np.arange(len(self.site)) != current[self.site]))
-        change = self.problem.usage[allowed] - self.problem.usage[current][self.site[allowed]]
-        cost = self.reduced[allowed] - self.reduced[current][self.site[allowed]]
-        owner, payload = self.component[self.site[allowed]], allowed
-        if pool is not None:
-            used = np.zeros((len(self.tree.components), change.shape[1]))
-            np.add.at(used, self.component, self.problem.usage[current])
-            now = np.zeros(len(self.tree.components))
-            np.add.at(now, self.component, self.reduced[current])
-            change = np.concatenate((change, pool.usage - used[pool.component]))
-            cost = np.concatenate((cost, pool.cost - now[pool.component]))
-            owner = np.concatenate((owner, pool.component))
-            payload = np.concatenate((payload, -1 - np.arange(len(pool.component))))
+        moves, current = self.moves, self.starts + self.chosen
+        singles = moves.singles
+        singles = singles[(self.blocked[singles] == 0) & (singles != current[self.site[singles]])]
+        now = current[self.site[singles]]
+        used, cost_now = self.by_component(self.problem.usage[current]), self.by_component(self.reduced[current])
+        usage = self.problem.usage
+        change = np.concatenate((usage[singles] - usage[now], moves.usage - used[moves.owner]))
+        cost = np.concatenate((self.reduced[singles] - self.reduced[now], moves.cost - cost_now[moves.owner]))
+        owner = np.concatenate((self.component[self.site[singles]], moves.owner))
+        payload = np.concatenate((singles, -1 - np.arange(len(moves.owner))))
         if not paired:
-            return self.take_best(change, [(int(x),) for x in payload], pool, change)
-        # Cheapness is measured from the component's cheapest choice, so that all components compare alike.
-        slack = cost + self.slack_now()[owner]
-        keep = np.argsort(slack, kind="stable")[:paired]
-        return self.best_pair(change[keep], owner[keep], payload[keep], pool)
+            return self.take_best(change, cost, [(x,) for x in payload.tolist()])
+        # Dearness is counted from each component's cheapest choice, so that all components compare alike.
+        keep = np.argsort(cost + (cost_now - self.cheapest)[owner], kind="stable")[:paired]
+        return self.best_pair(change[keep], cost[keep], owner[keep], payload[keep])
 
-    def slack_now(self) -> Floats:
-        now = np.zeros(len(self.tree.components))
-        np.add.at(now, self.component, self.reduced[self.starts + self.chosen])
-        return now - self.cheapest
+    def by_component(self, values: Floats) -> Floats:
+        """Sums over the sites of each component."""
+        result: Floats = np.add.reduceat(values[self.moves.sites], self.moves.runs, axis=0)
+        return result
 
-    def rank(self, change: Floats) -> tuple[Bools, Floats, Floats]:
-        """Which changes look like improvements, with the two leading keys to sort them by."""
+    def rank(self, change: Floats, cost: Floats, whole: bool) -> tuple[Bools, Floats]:
+        """Which changes look like improvements, and a key to sort them by.
+
+        While limits are broken an improvement mends them: `whole`ly, at the least objective, or in part, at the least
+        reduced cost for what it mends.
+        """
         problem = self.problem
         totals = [self.totals[r] + change[..., r] for r in range(change.shape[-1])]
         broken = np.zeros(change.shape[:-1])
         for r in problem.limited:
+            size = abs(problem.limits[r]) + TINY
             over = totals[r] - problem.limits[r]
-            size = abs(problem.limits[r]) + 1e-300
             broken += np.where(over > WORTHWHILE * size, over / size, 0.0)
         objective = totals[problem.minimise[0]]
         for r in problem.minimise[1:]:
             objective = np.maximum(objective, totals[r])
-        margin = WORTHWHILE * (abs(self.merit.objective) + 1e-300)
-        if self.merit.broken > WORTHWHILE:
-            return broken < self.merit.broken * (1 - 1e-9), broken, objective
-        better = (broken == 0) & (objective < self.merit.objective - margin)
+        if self.merit.broken > 0:
+            if whole:
+                return broken == 0, objective
+            mended = self.merit.broken - broken
+            return mended > 1e-9 * self.merit.broken, np.maximum(cost, 0.0) / np.maximum(mended, TINY)
+        better = (broken == 0) & (objective < self.merit.objective - WORTHWHILE * abs(self.merit.objective))
         equal = (broken == 0) & (objective <= self.merit.objective)
         for place, r in enumerate(problem.tie_break):
             least = self.merit.ties[place]
             better |= equal & (totals[r] < least - WORTHWHILE * abs(least))
             equal &= totals[r] <= least
-        return better, broken, objective
+        return better, objective
 
-    def take_best(
-        self, change: Floats, payloads: list[tuple[int, ...]], pool: "Pool | None", ties: Floats, tries: int = 20
-    ) -> bool:
+    def take_best(self, change: Floats, cost: Floats, payloads: list[tuple[int, ...]]) -> bool:
         """Try the best-looking exchanges, exactly, until one holds."""
-        better, broken, objective = self.rank(change)
-        found = np.flatnonzero(better)
-        keys = [ties[found, r] for r in reversed(self.problem.tie_break)]
-        ordered = found[np.lexsort((*keys, objective[found], broken[found]))]
-        return any(self.take(payloads[index], pool) for index in ordered[:tries].tolist())
+        for whole in (True, False) if self.merit.broken else (True,):
+            better, key = self.rank(change, cost, whole)
+            found = np.flatnonzero(better)
+            ties = [change[found, r] for r in reversed(self.problem.tie_break)]
+            ordered = found[np.lexsort((*ties, key[found]))]
+            if any(self.take(payloads[index]) for index in ordered[:TRIES].tolist()):
+                return True
+        return False
 
-    def best_pair(self, change: Floats, owner: Ints, payload: Ints, pool: "Pool | None") -> bool:
+    def best_pair(self, change: Floats, cost: Floats, owner: Ints, payload: Ints) -> bool:
         """Take the best pair of exchanges in different places."""
-        found: list[tuple[Floats, list[tuple[int, ...]]]] = []
         single = payload >= 0
         site = np.where(single, self.site[np.maximum(payload, 0)], -1)
+        changes, costs = [], []
+        pairs: list[tuple[int, ...]] = []
         for begin in range(0, len(change), CHUNK):
             rows = slice(begin, begin + CHUNK)
-            both = change[rows, None, :] + change[None, :, :]
-            better, broken, objective = self.rank(both)
-            apart = owner[rows, None] != owner
+            both, costs_both = change[rows, None, :] + change[None, begin:, :], cost[rows, None] + cost[None, begin:]
+            better, key = self.rank(both, costs_both, True)
+            apart = owner[rows, None] != owner[begin:]
             # Two single exchanges in one component go together at different sites; relations are checked when taken.
-            apart |= (site[rows, None] != site) & single[rows, None] & single
-            first, second = np.nonzero(better & apart & (np.arange(len(change)) > np.arange(len(change))[rows, None]))
-            best = np.lexsort((objective[first, second], broken[first, second]))[:20]
-            pairs = zip((first[best] + begin).tolist(), second[best].tolist(), strict=True)
-            found.append(
-                (both[first[best], second[best]], [(int(payload[a]), int(payload[b])) for a, b in pairs])
-            )
-        changes = np.concatenate([part for part, _ in found])
-        return bool(len(changes)) and self.take_best(changes, [p for _, own in found for p in own], pool, changes)
+            apart |= (site[rows, None] != site[begin:]) & single[rows, None] & single[begin:]
+            first, second = np.nonzero(np.triu(better & apart, 1))
+            best = np.argsort(key[first, second], kind="stable")[:TRIES]
+            first, second = first[best], second[best]
+            changes.append(both[first, second])
+            costs.append(costs_both[first, second])
+            pairs += zip(payload[begin + first].tolist(), payload[begin + second].tolist(), strict=True)
+        return bool(pairs) and self.take_best(np.concatenate(changes), np.concatenate(costs), pairs)
 
-    def take(self, payload: tuple[int, ...], pool: "Pool | None") -> bool:
+    def take(self, payload: tuple[int, ...]) -> bool:
         """Take an exchange if it keeps the relations and improves the choice, in exact arithmetic."""
         trial = self.chosen.copy()
         for item in payload:
             if item >= 0:
                 trial[self.site[item]] = item - self.starts[self.site[item]]
-            elif pool is not None:
-                sites = self.tree.components[pool.component[-1 - item]]
-                trial[sites] = pool.choices[pool.number[-1 - item]][sites]
+            else:
+                trial[self.tree.components[self.moves.owner[-1 - item]]] = self.moves.choices[-1 - item]
         totals = self.problem.totals(trial)
         new = merit(self.problem, totals)
         if new >= self.merit:
@@ -206,63 +213,87 @@ class Search:
         self.refresh(sorted({number for s in changed for number in self.touching[s]}))
         return True
 
-    def run(self, pool: "Pool | None", good_enough: float) -> None:
+    def run(self, good_enough: float) -> None:
         """Exchange until nothing improves, or a choice that keeps the limits has a good enough objective."""
         for _ in range(MOST_STEPS):
-            if self.step(pool, 0):
+            done = self.merit.broken == 0 and self.merit.objective <= good_enough
+            # Mending by a pair is closer to the mark than by one, and worth its time.
+            if self.merit.broken > 0 and self.step(PAIRED[0]):
                 continue
-            if self.merit.broken == 0 and self.merit.objective <= good_enough:
-                return
-            if not any(self.step(pool, paired) for paired in PAIRED):
+            if self.step(0):
+                continue
+            if done or not any(self.step(paired) for paired in PAIRED):
                 return
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pool:
-    """Choices of whole components, from the choices the bound met: what each uses and costs."""
+class Moves:
+    """The exchanges worth trying: candidates of small excess, and whole choices of components with several sites.
 
-    component: Ints
-    number: Ints
+    `sites` lists all sites component by component, `runs` where each component starts.
+    """
+
+    singles: Ints
+    owner: Ints
     usage: Floats
     cost: Floats
     choices: tuple[Ints, ...]
+    sites: Ints
+    runs: Ints
 
 
-def pool_of(problem: Problem, tree: Tree, bound: Bound) -> Pool | None:
-    """Every different choice of a component that has several sites; None where there is no such component."""
+def moves_of(problem: Problem, tree: Tree, bound: Bound) -> Moves:
+    """Exchanges around the bound: the candidates of least excess, each also with its component's best answer to it."""
     costs = bound.costs(problem)
-    component, number, usage, cost = [], [], [], []
-    for place, sites in enumerate(tree.components):
-        seen = set()
-        for index, chosen in enumerate(bound.starts if len(sites) > 1 else ()):
-            key = chosen[sites].tobytes()
-            if key not in seen:
-                seen.add(key)
-                picked = problem.starts[sites] + chosen[sites]
-                component.append(place)
-                number.append(index)
-                usage.append(problem.usage[picked].sum(axis=0))
-                cost.append(costs[picked].sum())
-    if not component:
-        return None
-    return Pool(np.array(component), np.array(number), np.array(usage), np.array(cost), bound.starts)
+    excess = tree.excess(costs)
+    singles = np.argsort(excess, kind="stable")[:MOST_SINGLES]
+    singles = singles[np.isfinite(excess[singles])]
+    site = np.repeat(np.arange(len(problem.groups)), problem.groups)
+    component = np.empty(len(problem.groups), dtype=np.int64)
+    several = np.zeros(len(problem.groups), dtype=bool)
+    for number, sites in enumerate(tree.components):
+        component[sites] = number
+        several[sites] = len(sites) > 1
+    found: dict[tuple[int, bytes], Ints] = {}
+    wanted = singles[several[site[singles]]][:MOST_CHOICES]
+    if len(wanted):
+        for chosen in bound.starts:
+            for number, sites in enumerate(tree.components):
+                if len(sites) > 1:
+                    found.setdefault((number, chosen[sites].tobytes()), chosen[sites])
+        picked, query = tree.through(costs, wanted)
+        ordered = picked[np.lexsort((picked, query))]
+        ends = np.cumsum(np.bincount(query, minlength=len(wanted)))[:-1]
+        for candidate, own in zip(wanted, np.split(ordered, ends), strict=True):
+            chosen = own - problem.starts[site[own]]
+            found.setdefault((int(component[site[candidate]]), chosen.tobytes()), chosen)
+    owner = np.array([number for number, _ in found], dtype=np.int64)
+    usage, cost = np.zeros((len(found), len(problem.rows))), np.zeros(len(found))
+    for index, ((number, _), chosen) in enumerate(found.items()):
+        own = problem.starts[tree.components[number]] + chosen
+        usage[index], cost[index] = problem.usage[own].sum(axis=0), costs[own].sum()
+    runs = np.cumsum([0, *(len(sites) for sites in tree.components[:-1])])
+    return Moves(singles, owner, usage, cost, tuple(found.values()), np.concatenate(tree.components), runs)
 
 
-def improve(problem: Problem, tree: Tree, bound: Bound, good_enough: float, most_starts: int = 4) -> Search | None:
+def improve(problem: Problem, tree: Tree, bound: Bound, good_enough: float) -> Ints | None:
     """The best choice that exchanges lead to from the bound's most promising ones; None if none keeps the limits."""
-    pool = pool_of(problem, tree, bound)
-    starts = [bound.starts[0]]
-    others = [s for s in bound.starts[1:] if tree.exact or keeps_relations(problem, s)]
-    merits = [(merit(problem, problem.totals(s)), index) for index, s in enumerate(others)]
-    starts += [others[index] for _, index in sorted(merits)[: most_starts - 1]]
+    moves = moves_of(problem, tree, bound)
+    possible = [s for s in bound.starts if tree.exact or keeps_relations(problem, s)]
+    merits = sorted((merit(problem, problem.totals(s)), index) for index, s in enumerate(possible[1:], 1))
     best: Search | None = None
-    for start in starts:
-        if not tree.exact and not keeps_relations(problem, start):
-            continue
-        search = Search(problem, tree, bound, start)
-        search.run(pool, good_enough)
+    for start in (*possible[:1], *(possible[index] for _, index in merits[:MOST_STARTS])):
+        search = Search(problem, tree, bound, moves, start)
+        search.run(good_enough)
         if search.merit.broken == 0 and (best is None or search.merit < best.merit):
             best = search
-        if best is not None and best.merit.objective <= good_enough:
+        if best is not None:
             break
-    return best
+    return None if best is None else best.chosen
+
+
+def polish(problem: Problem, tree: Tree, bound: Bound, chosen: Ints) -> Ints:
+    """The choice after the single exchanges that lower the objective or, at the same objective, the tie-break rows."""
+    search = Search(problem, tree, bound, moves_of(problem, tree, bound), chosen)
+    search.run(np.inf)
+    return search.chosen

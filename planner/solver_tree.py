@@ -2,34 +2,22 @@
 
 Sites that share a relation are a component, and components are independent. Inside one, relations are taken one at a
 time: branch over the label sets (or the two sides of an implication), which leaves smaller independent parts. What
-results is a tree of minima over branches and sums over parts, built once and evaluated often, level by level:
+results is a tree of minima over branches and sums over parts, grown once (`solver_branch`), evaluated often, level by
+level:
 
     min over branches ( sum over parts ( ... min over candidates of one site ... ) )
 
 A relation whose tree would be too large is left out. Then the result is a lower bound rather than a possible choice.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
-from math import comb
 
-import networkx as nx
 import numpy as np
 
-from planner.solver_problem import AtMost, Floats, Implies, Ints, Problem, cells
-
-# Leaves of all trees together (16 bytes each, about 10 ns to evaluate), and what one Python branch counts for.
-MOST_LEAVES = 24_000_000
-BRANCH_LEAVES = 2_000
-# Relations tried as the next one to branch over.
-TRIED = 32
-
-Relation = AtMost | Implies
-Allowed = Mapping[int, tuple[int, ...]]
+from planner.solver_problem import Bools, Floats, Ints
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Block:
     """Some trees of equal depth: the cells of every leaf, then per level how many children each node has."""
 
@@ -42,17 +30,17 @@ class Block:
         return len(self.levels[-1]) if self.levels else len(self.leaf_sizes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Priced:
-    """The cheapest choice at some costs: per component its cost and sites' candidates, and node values for `excess`."""
+    """The tree at some costs: per component the least cost, and the values of cells and nodes that it came from."""
 
     value: Floats
-    chosen: Ints
+    ordered: Floats
     cell_value: Floats
     node_values: tuple[Floats, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Tree:
     """All components of a problem. Candidates are sorted by cell; `cell_site` names the site of every cell."""
 
@@ -64,53 +52,109 @@ class Tree:
     block: Block
     site_starts: Ints
 
+    @property
+    def cell_sizes(self) -> Ints:
+        return np.diff(np.append(self.cell_starts, len(self.order)))
+
     def price(self, costs: Floats) -> Priced:
-        """The cheapest choice; of equal ones the first."""
+        """The least cost of every component."""
         ordered = costs[self.order]
         cell_value = np.minimum.reduceat(ordered, self.cell_starts)
         values = [np.minimum.reduceat(cell_value[self.block.leaf_cells], starts(self.block.leaf_sizes))]
         for height, sizes in enumerate(self.block.levels):
             operation = np.minimum if height % 2 else np.add
             values.append(operation.reduceat(values[-1], starts(sizes)))
-        nodes = np.arange(self.block.roots)
-        for height in range(len(self.block.levels) - 1, -1, -1):
-            children, owner = children_of(self.block.levels[height], nodes)
-            if height % 2:
-                nodes = first_of(children, owner, values[height][children] == values[height + 1][nodes][owner])
-            else:
-                nodes = children
-        leaves, owner = children_of(self.block.leaf_sizes, nodes)
-        leaf_cells = self.block.leaf_cells[leaves]
-        cell = first_of(leaf_cells, owner, cell_value[leaf_cells] == values[0][nodes][owner])
-        sizes = np.diff(np.append(self.cell_starts, len(self.order)))
-        members, owner = children_of(sizes, cell)
-        winner = first_of(members, owner, ordered[members] == cell_value[cell][owner])
-        chosen = np.empty(len(self.site_starts), dtype=np.int64)
-        sites = self.cell_site[cell]
-        chosen[sites] = self.order[winner] - self.site_starts[sites]
-        return Priced(values[-1], chosen, cell_value, tuple(values))
+        return Priced(values[-1], ordered, cell_value, tuple(values))
 
-    def excess(self, costs: Floats, priced: Priced) -> Floats:
-        """For every candidate, how much dearer than the cheapest its component becomes once it is taken."""
+    def cheapest(self, priced: Priced) -> Ints:
+        """The cheapest choice; of equal ones the first."""
+        roots = np.arange(self.block.roots)
+        nowhere = np.full(len(roots), -1)
+        path = [nowhere] * (len(self.block.levels) + 1)
+        _, picked = self.descend(priced, roots, path, nowhere, nowhere)
+        return self.local(picked)
+
+    def local(self, picked: Ints) -> Ints:
+        """Site by site the local index of candidates that are one for each site, in any order."""
+        sites = np.searchsorted(self.site_starts, picked, side="right") - 1
+        chosen = np.empty(len(self.site_starts), dtype=np.int64)
+        chosen[sites] = picked - self.site_starts[sites]
+        return chosen
+
+    def descend(self, priced: Priced, nodes: Ints, path: list[Ints], cell: Ints, place: Ints) -> tuple[Ints, Ints]:
+        """From each root down the least children, keeping to its path (node by level, cell, place) where it has one.
+
+        Returns the candidates picked and, for each, which root it was picked for.
+        """
+        values, levels = priced.node_values, self.block.levels
+        query = np.arange(len(nodes))
+        for height in range(len(levels) - 1, -1, -1):
+            children, owner = children_of(levels[height], nodes)
+            if height % 2:
+                least = values[height][children] == values[height + 1][nodes][owner]
+                forced = nodes[owner] == path[height + 1][query[owner]]
+                nodes = first_of(children, owner, np.where(forced, children == path[height][query[owner]], least))
+            else:
+                nodes, query = children, query[owner]
+        entries, owner = children_of(self.block.leaf_sizes, nodes)
+        cells = self.block.leaf_cells[entries]
+        least = priced.cell_value[cells] == values[0][nodes][owner]
+        forced = nodes[owner] == path[0][query[owner]]
+        cells = first_of(cells, owner, np.where(forced, cells == cell[query[owner]], least))
+        places, owner = children_of(self.cell_sizes, cells)
+        least = priced.ordered[places] == priced.cell_value[cells][owner]
+        forced = cells[owner] == cell[query[owner]]
+        picked = first_of(places, owner, np.where(forced, places == place[query[owner]], least))
+        return query, self.order[picked]
+
+    def leaf_slack(self, priced: Priced) -> Floats:
+        """For every entry of every leaf, how much dearer than the cheapest its component becomes through it."""
         values, levels = priced.node_values, self.block.levels
         slack = np.zeros(self.block.roots)
         for height in range(len(levels) - 1, -1, -1):
             slack = np.repeat(slack, levels[height])
             if height % 2:
                 slack = slack + values[height] - np.repeat(values[height + 1], levels[height])
-        sizes, leaf_cells = self.block.leaf_sizes, self.block.leaf_cells
-        own = np.repeat(slack - values[0], sizes) + priced.cell_value[leaf_cells]
+        result: Floats = np.repeat(slack - values[0], self.block.leaf_sizes) + priced.cell_value[self.block.leaf_cells]
+        return result
+
+    def excess(self, costs: Floats) -> Floats:
+        """For every candidate, how much dearer than the cheapest its component becomes once it is taken."""
+        priced = self.price(costs)
         cell_slack = np.full(len(self.cell_starts), np.inf)
-        np.minimum.at(cell_slack, leaf_cells, own)
-        cell_sizes = np.diff(np.append(self.cell_starts, len(self.order)))
+        np.minimum.at(cell_slack, self.block.leaf_cells, self.leaf_slack(priced))
         result = np.empty(len(costs))
-        result[self.order] = costs[self.order] + np.repeat(cell_slack - priced.cell_value, cell_sizes)
+        result[self.order] = priced.ordered + np.repeat(cell_slack - priced.cell_value, self.cell_sizes)
         return np.maximum(result, 0.0)
+
+    def through(self, costs: Floats, wanted: Ints) -> tuple[Ints, Ints]:
+        """The cheapest choice of the component of each wanted candidate that takes it.
+
+        Returns the candidates picked and, for each, which wanted one it was picked for.
+        """
+        priced = self.price(costs)
+        slack = self.leaf_slack(priced)
+        best = np.full(len(self.cell_starts), np.inf)
+        np.minimum.at(best, self.block.leaf_cells, slack)
+        entries = np.flatnonzero(slack == best[self.block.leaf_cells])
+        reached, first = np.unique(self.block.leaf_cells[entries], return_index=True)
+        entry_of = np.full(len(best), -1)
+        entry_of[reached] = entries[first]
+        place = np.argsort(self.order)[wanted]
+        cell = np.searchsorted(self.cell_starts, place, side="right") - 1
+        if (entry_of[cell] < 0).any():
+            raise ValueError("a wanted candidate is in no choice that keeps the relations; its excess is infinite")
+        path = [np.searchsorted(starts(self.block.leaf_sizes), entry_of[cell], side="right") - 1]
+        for sizes in self.block.levels:
+            path.append(np.searchsorted(starts(sizes), path[-1], side="right") - 1)
+        query, picked = self.descend(priced, path[-1], path, cell, place)
+        return picked, query
 
 
 def starts(sizes: Ints) -> Ints:
     """Where each run of these lengths starts."""
-    return np.cumsum(sizes) - sizes
+    result: Ints = np.cumsum(sizes) - sizes
+    return result
 
 
 def children_of(sizes: Ints, nodes: Ints) -> tuple[Ints, Ints]:
@@ -121,204 +165,11 @@ def children_of(sizes: Ints, nodes: Ints) -> tuple[Ints, Ints]:
     return starts(sizes)[nodes][owner] + within, owner
 
 
-def first_of(children: Ints, owner: Ints, wanted: np.typing.NDArray[np.bool_]) -> Ints:
+def first_of(children: Ints, owner: Ints, wanted: Bools) -> Ints:
     """For each owner the first of its children that is wanted."""
     _, first = np.unique(owner[wanted], return_index=True)
     result: Ints = children[wanted][first]
     return result
-
-
-def build(problem: Problem) -> Tree | None:
-    """The tree of a problem; None where its relations contradict one another."""
-    numbers = cells(problem)
-    counts = np.array([max(own) + 1 for own in numbers])
-    first_cell = starts(counts)
-    cell = np.concatenate([first + np.array(own) for first, own in zip(first_cell, numbers, strict=True)])
-    order = np.argsort(cell, kind="stable").astype(np.int64)
-    cell_starts = np.searchsorted(cell[order], np.arange(counts.sum())).astype(np.int64)
-    builder = Builder(problem, cell, MOST_LEAVES)
-    relations: list[Relation] = [*problem.at_most, *problem.requires]
-    allowed = {s: tuple(range(first_cell[s], first_cell[s] + counts[s])) for s in range(len(counts))}
-    blocks, components, exact = [], [], True
-    parts = list(split(allowed, relations))
-    for done, (part, own) in enumerate(parts):
-        components.append(np.array(sorted(part), dtype=np.int64))
-        budget = builder.leaves_left // (len(parts) - done)
-        block, dropped = builder.within(part, own, max(budget, 10 * BRANCH_LEAVES))
-        if block is None:
-            return None
-        exact = exact and not dropped
-        blocks.append(block)
-    depth = max(len(block.levels) for block in blocks)
-    return Tree(
-        components=tuple(components),
-        exact=exact,
-        order=order,
-        cell_starts=cell_starts,
-        cell_site=np.repeat(np.arange(len(counts)), counts),
-        block=side_by_side([pad(block, depth) for block in blocks]),
-        site_starts=problem.starts,
-    )
-
-
-def split(allowed: Allowed, relations: list[Relation]) -> Iterator[tuple[Allowed, list[Relation]]]:
-    """The independent parts, in the order of their first sites, each with its own relations."""
-    graph = nx.Graph()
-    graph.add_nodes_from(sorted(allowed))
-    for relation in relations:
-        own = sites_of(relation)
-        graph.add_edges_from((own[0], site) for site in own[1:])
-    part_of = {}
-    parts = sorted(sorted(part) for part in nx.connected_components(graph))
-    for number, part in enumerate(parts):
-        part_of.update(dict.fromkeys(part, number))
-    owned: list[list[Relation]] = [[] for _ in parts]
-    for relation in relations:
-        owned[part_of[sites_of(relation)[0]]].append(relation)
-    for part, own in zip(parts, owned, strict=True):
-        yield {site: allowed[site] for site in part}, own
-
-
-def sites_of(relation: Relation) -> tuple[int, ...]:
-    return relation.sites if isinstance(relation, AtMost) else (relation.site, relation.other)
-
-
-class TooLarge(Exception):
-    """The tree of a component outgrows its budget. Never leaves this module."""
-
-
-class Builder:
-    """Builds blocks of one problem and counts the leaves they take."""
-
-    def __init__(self, problem: Problem, cell: Ints, leaves: int) -> None:
-        self.leaves_left = leaves
-        self.floor = 0
-        representative = np.unique(cell, return_index=True)[1]
-        local = representative - np.repeat(problem.starts, problem.groups)[representative]
-        self.local: list[int] = local.tolist()  # one candidate that stands for its cell
-
-    def within(self, allowed: Allowed, relations: list[Relation], budget: int) -> tuple[Block | None, bool]:
-        """The block of one component, leaving out its widest relations until it fits; and whether any was left out."""
-        left = list(relations)
-        while True:
-            before = self.leaves_left
-            self.floor = before - budget
-            try:
-                return self.parts(allowed, left), len(left) < len(relations)
-            except TooLarge:
-                self.leaves_left = before
-                left.remove(max(left, key=lambda relation: self.branches(allowed, relation)))
-
-    def parts(self, allowed: Allowed, relations: list[Relation]) -> Block | None:
-        """The component as one tree."""
-        return self.join([[self.part(part, own) for part, own in split(allowed, relations)]])
-
-    def part(self, allowed: Allowed, relations: list[Relation]) -> Block | None:
-        """One connected part as one tree; None where its relations leave no choice."""
-        if not relations:
-            (own,) = allowed.values()
-            self.spend(len(own))
-            return Block(np.array([len(own)]), np.array(own, dtype=np.int64)) if own else None
-        if len(relations) == 1 and isinstance(relations[0], AtMost):
-            return self.label_sets(allowed, relations[0])
-        relation = self.best_to_branch(allowed, relations)
-        rest = [other for other in relations if other is not relation]
-        options = []
-        for narrowed in self.sides(allowed, relation):
-            self.spend(BRANCH_LEAVES)
-            options.append([self.part(part, own) for part, own in split(narrowed, rest)])
-        return self.join(options)
-
-    def spend(self, leaves: int) -> None:
-        self.leaves_left -= leaves
-        if self.leaves_left < self.floor:
-            raise TooLarge
-
-    def join(self, options: list[list[Block | None]]) -> Block | None:
-        """The minimum over the options that are possible of the sum of their parts."""
-        possible: list[list[Block]] = []
-        for parts in options:
-            there = [part for part in parts if part is not None]
-            if len(there) == len(parts):
-                possible.append(there)
-        if not possible:
-            return None
-        if len(possible) == 1 and len(possible[0]) == 1:
-            return possible[0][0]
-        blocks = [block for parts in possible for block in parts]
-        depth = max(len(block.levels) for block in blocks)
-        below = side_by_side([pad(block, depth) for block in blocks])
-        levels = (np.array([len(parts) for parts in possible]), np.array([len(possible)]))
-        return Block(below.leaf_sizes, below.leaf_cells, below.levels + levels)
-
-    def labels(self, allowed: Allowed, relation: AtMost) -> dict[int, dict[int, list[int]]]:
-        """For each site of an AtMost the allowed cells under each label."""
-        result: dict[int, dict[int, list[int]]] = {}
-        for site, labels in zip(relation.sites, relation.labels, strict=True):
-            own = result.setdefault(site, {})
-            for cell in allowed[site]:
-                own.setdefault(labels[self.local[cell]], []).append(cell)
-        return result
-
-    def branches(self, allowed: Allowed, relation: Relation) -> int:
-        if isinstance(relation, Implies):
-            return 2
-        count = len({label for own in self.labels(allowed, relation).values() for label in own})
-        return comb(count, min(relation.most, count))
-
-    def best_to_branch(self, allowed: Allowed, relations: list[Relation]) -> Relation:
-        """The relation with few branches whose removal leaves small parts."""
-        step = -(-len(relations) // TRIED)
-
-        def work(relation: Relation) -> int:
-            rest = [other for other in relations if other is not relation]
-            largest = max(len(part) for part, _ in split(allowed, rest))
-            return self.branches(allowed, relation) * largest
-
-        return min(relations[::step], key=work)
-
-    def sides(self, allowed: Allowed, relation: Relation) -> Iterator[Allowed]:
-        """The ways to keep a relation: what each leaves allowed."""
-        if isinstance(relation, Implies):
-            taken, needed = frozenset(relation.candidates), frozenset(relation.other_candidates)
-            site, other = relation.site, relation.other
-            without = {site: tuple(c for c in allowed[site] if self.local[c] not in taken)}
-            yield {**allowed, **without}
-            within = {s: allowed[s] for s in allowed}
-            within[site] = tuple(c for c in within[site] if self.local[c] in taken)
-            within[other] = tuple(c for c in within[other] if self.local[c] in needed)
-            yield within
-            return
-        by_label = self.labels(allowed, relation)
-        every = sorted({label for own in by_label.values() for label in own})
-        for subset in combinations(every, min(relation.most, len(every))):
-            yield {
-                **allowed,
-                **{s: tuple(c for label in subset for c in own.get(label, ())) for s, own in by_label.items()},
-            }
-
-    def label_sets(self, allowed: Allowed, relation: AtMost) -> Block | None:
-        """One AtMost by itself, all label sets at once: the case that has to be fast."""
-        by_label = self.labels(allowed, relation)
-        every = sorted({label for own in by_label.values() for label in own})
-        most = min(relation.most, len(every))
-        if most == 0:
-            return None
-        width = max(len(group) for own in by_label.values() for group in own.values())
-        self.spend(comb(len(every), most) * most * width * len(by_label))
-        cell_of = np.full((len(by_label), len(every), width), -1, dtype=np.int64)
-        for place, own in enumerate(by_label.values()):
-            for column, label in enumerate(every):
-                group = own.get(label, [])
-                cell_of[place, column, : len(group)] = group
-        subsets = np.array(list(combinations(range(len(every)), most)), dtype=np.int64)
-        leaves = cell_of[:, subsets].transpose(1, 0, 2, 3).reshape(len(subsets), len(by_label), most * width)
-        leaves = leaves[(leaves >= 0).any(axis=2).all(axis=1)]
-        if not len(leaves):
-            return None
-        sizes = (leaves >= 0).sum(axis=2).reshape(-1)
-        per_set = np.full(len(leaves), len(by_label))
-        return Block(sizes, leaves[leaves >= 0], (per_set, np.array([len(leaves)])))
 
 
 def pad(block: Block, depth: int) -> Block:

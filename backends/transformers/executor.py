@@ -3,9 +3,10 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from planner.space import FLOAT16, FLOAT32, KvFormat, KvSite, WeightFormat
 from planner.spec import ModelSpec
 
 RUNNER = Path(runner.__file__)
+GROUPED = RUNNER.with_name("grouped.py")
 
 CAPABILITIES = Capabilities(
     runtime="transformers",
@@ -83,12 +85,18 @@ class TransformersExecutor:
 
     weights: Weights
     spec: ModelSpec
-    statics: dict[KvSite, KvStatics] = field(default_factory=dict)
+    statics: Mapping[KvSite, KvStatics] = field(default_factory=dict)
     _built: tuple[object, runner.PreTrainedModel] | None = None
 
     @property
     def capabilities(self) -> Capabilities:
         return CAPABILITIES
+
+    def use(self, statics: Mapping[KvSite, KvStatics]) -> None:
+        self.statics = statics
+
+    def identity(self) -> str:
+        return hashlib.sha256(RUNNER.read_bytes() + GROUPED.read_bytes()).hexdigest()
 
     def open(self, plan: Plan) -> TransformersSession:
         key = tuple((site, choice.format) for site, choice in plan.weights)
@@ -115,7 +123,7 @@ class TransformersExecutor:
         )
 
     def recode_kv(
-        self, part: str, form: KvFormat, values: NDArray[np.float32], statics: KvStatics
+        self, part: Literal["k", "v"], form: KvFormat, values: NDArray[np.float32], statics: KvStatics
     ) -> NDArray[np.float32]:
         """Keys ('k') or values ('v') [tokens, head_dim] of one head as they read back from a format."""
         dim = values.shape[-1]
@@ -151,6 +159,3 @@ def _json(value: object) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def identity() -> str:
-    """Sha256 of the code that defines the formats: prices hold for these codes and no others."""
-    return hashlib.sha256(RUNNER.read_bytes() + Path(layout.__file__).with_name("grouped.py").read_bytes()).hexdigest()

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-SHRINKS = tuple(1 - 0.05 * i for i in range(10))
-"""Shares of the full range of a group that are tried as its clipping range."""
+TRIED = {8: 1, 4: 5, 3: 7, 2: 9}
+"""How many clipping ranges are tried by bits: the full range of a group, then 5 % less each time."""
 
 
 def quantise(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,7 +22,8 @@ def quantise(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Ten
     centre, half = (low + high) / 2, (high - low) / 2
     best_error = torch.full_like(low, float("inf"))
     best_scale, best_minimum = torch.ones_like(low), low.clone()
-    for shrink in SHRINKS:
+    for i in range(TRIED[bits]):
+        shrink = 1 - 0.05 * i
         scale = (2 * half * shrink / top).half().float().clamp_min(6e-8)
         minimum = (centre - half * shrink).half().float()
         codes = ((x - minimum) / scale).round_().clamp_(0, top)

@@ -61,7 +61,8 @@ class NativeBlocks:
         """The matrix in float32, equal to the one `load_model` gives."""
         rows, cols = self.codes.shape
         codes = self.codes.reshape(rows, cols // BLOCK, BLOCK).astype(np.float32)
-        values = self.scale.astype(np.float32)[..., None] * codes + self.minimum.astype(np.float32)[..., None]
+        with np.errstate(all="ignore"):  # a damaged scale gives values that loading refuses
+            values = self.scale.astype(np.float32)[..., None] * codes + self.minimum.astype(np.float32)[..., None]
         return values.reshape(rows, cols)
 
 
@@ -83,7 +84,8 @@ def dequantised(path: Path, stored: StoredTensor) -> NDArray[np.float32]:
     from gguf import GGMLQuantizationType, quants
 
     try:
-        values = quants.dequantize(_bytes(path, stored), GGMLQuantizationType[stored.ggml_type])
+        with np.errstate(all="ignore"):
+            values = quants.dequantize(_bytes(path, stored), GGMLQuantizationType[stored.ggml_type])
     except NotImplementedError:
         raise InputError(
             f"{path}: tensor {stored.name} is {stored.ggml_type}, which the gguf package cannot read;"
@@ -100,7 +102,8 @@ def _read_blocks(path: Path, stored: StoredTensor) -> NativeBlocks:
     if grid.symmetric_offset is None:
         return NativeBlocks(_codes(raw[..., 4:], grid.bits), scale, _float16(raw[..., 2:4]), grid.bits, None)
     # In float32: -128 times a large scale overflows float16.
-    derived = scale.astype(np.float32) * np.float32(-grid.symmetric_offset)
+    with np.errstate(all="ignore"):
+        derived = scale.astype(np.float32) * np.float32(-grid.symmetric_offset)
     return NativeBlocks(_codes(raw[..., 2:], grid.bits), scale, derived, grid.bits, grid.symmetric_offset)
 
 

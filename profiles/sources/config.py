@@ -133,13 +133,13 @@ def _known() -> str:
     return ", ".join(FAMILIES)
 
 
-def one_line(error: BaseException) -> str:
-    """An error's text without its line breaks.
+def one_line(text: object) -> str:
+    """An error's or a file's text in one line that cannot steer a terminal.
 
-    >>> one_line(ValueError("two\\n  lines"))
-    'two lines'
+    >>> one_line(ValueError("two\\n  lines\\x1b[2J"))
+    'two lines[2J'
     """
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join("".join(c for c in str(text) if c.isprintable() or c.isspace()).split()) or type(text).__name__
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from planner.errors import InputError
 from planner.spec import ModelSpec
 from profiles.sources.blocks import GRIDS, on_grid
 from profiles.sources.checkpoint import Checkpoint, StoredTensor
-from profiles.sources.config import config_text, parse_config
+from profiles.sources.config import config_text, one_line, parse_config
 from profiles.sources.digest import sha256_of
 from profiles.sources.gguf_header import GgufHeader, read_header
 
@@ -42,7 +42,7 @@ def open_gguf(path: Path, source: str, licence: str = "unknown") -> Checkpoint:
     config = parse_config(_config(header), str(path))
     stored = _by_transformers_name(header, config)
     _check_shapes(path, stored, parameter_shapes(skeleton(config, str(path))))
-    spec = model_spec(config, str(path), source, sha256_of((path,)), header.text("general.license", licence))
+    spec = model_spec(config, str(path), source, sha256_of((path,)), one_line(header.text("general.license", licence)))
     return Checkpoint(_on_grids(spec, stored), config_text(config), path, "gguf", _notes(header, stored), stored)
 
 
@@ -183,7 +183,7 @@ def _notes(header: GgufHeader, stored: dict[str, StoredTensor]) -> tuple[str, ..
         if tensor.ggml_type not in GRIDS and tensor.ggml_type not in FLOATS:
             counts[tensor.ggml_type] = counts.get(tensor.ggml_type, 0) + 1
     notes = [
-        f"{count} tensors are {kind}, whose grid has no native format here: they are read as floats and rounded again"
+        f"{count} of {len(stored)} tensors are {kind}, which has no native format here: read as floats, rounded again"
         for kind, count in sorted(counts.items())
     ]
     if (pre := str(header.fields.get("tokenizer.ggml.pre", "default"))) not in _known_splits():

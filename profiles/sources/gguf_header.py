@@ -88,6 +88,13 @@ class _Cursor:
                 f"{self.path}: {what} at byte {self.at - size} is not UTF-8 text; fetch it again"
             ) from None
 
+    def name(self, what: str) -> str:
+        """A string that messages may show: it cannot break a line or steer a terminal."""
+        name = self.text(what)
+        if not name.isprintable():
+            raise InputError(f"{self.path}: {what} is {name!r}, which no name is; the file is damaged: fetch it again")
+        return name
+
     def skip_strings(self, count: int, what: str) -> None:
         """Step over `count` strings; a vocabulary has a hundred thousand, so the loop is spelt out."""
         at, data, last, read = self.at, self.data, self.size - 8, struct.Struct("<Q").unpack_from
@@ -123,7 +130,7 @@ def _parse(cursor: _Cursor) -> GgufHeader:
     fields: dict[str, Field] = {}
     array_lengths: dict[str, int] = {}
     for i in range(field_count):
-        key = cursor.text(f"the name of metadata field {i}")
+        key = cursor.name(f"the name of metadata field {i}")
         if key in fields or key in array_lengths:
             raise InputError(f"{cursor.path}: metadata {key} is there twice; the file is damaged: fetch it again")
         (kind,) = cursor.unpack("<I", f"the type of metadata {key}")
@@ -170,7 +177,7 @@ def _entry(cursor: _Cursor, index: int) -> StoredTensor:
     """One line of the tensor table, its offset still relative to the data section."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    name = cursor.text(f"the name of tensor {index}")
+    name = cursor.name(f"the name of tensor {index}")
     (dimensions,) = cursor.unpack("<I", f"tensor {name}")
     if not 1 <= dimensions <= MOST_DIMENSIONS:
         raise InputError(f"{cursor.path}: tensor {name} has {dimensions} dimensions; 1 to {MOST_DIMENSIONS} can be")

@@ -87,6 +87,8 @@ def read_shapes(path: Path) -> Shapes:
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"{path}: the header is damaged ({one_line(error)}); fetch it again") from None
     end = 0
+    if odd := sorted(name for name, (dtype, _) in shapes.items() if not (name + dtype).isprintable()):
+        raise InputError(f"{path}: a tensor is named {odd[0]!r}, which no name is; the file is damaged: fetch it again")
     for start, stop, name in spans:
         dtype, shape = shapes[name]
         if start != end or stop < start or (dtype in FLOAT_BYTES and stop - start != prod(shape) * FLOAT_BYTES[dtype]):

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 WEIGHTLESS = "a bare config has neither weights nor tokenizer; give a GGUF file or a Hugging Face directory"
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
 
 def load_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     """The model in float32, ready to evaluate; no parameter asks for a gradient."""
     import torch
+    from safetensors import SafetensorError
 
     path = checkpoint.path
     if checkpoint.kind == "config":
@@ -39,12 +42,17 @@ def load_model(checkpoint: Checkpoint) -> "PreTrainedModel":
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise InputError(f"{path}: transformers cannot load the weights: {one_line(error)}") from None
     # With output_loading_info the result is a pair, which its annotation does not say.
     model, loaded = cast("tuple[PreTrainedModel, dict[str, Any]]", result)
     if missing := sorted(loaded["missing_keys"]):
         raise InputError(f"{path}: has no weights for {missing[0]} and {len(missing) - 1} more; give the whole model")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(
+                f"{path}: {name} has values that are not finite; the weights are damaged: fetch them again"
+            )
     model.requires_grad_(False)
     model.train(False)
     return model
@@ -57,6 +65,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     path = checkpoint.path
     if checkpoint.kind == "config":
         raise InputError(f"{path}: {WEIGHTLESS}")
+    if checkpoint.kind == "huggingface" and not any((path / name).is_file() for name in TOKENIZER_FILES):
+        # Some families would otherwise come with an empty vocabulary and no complaint.
+        raise InputError(f"{path}: has none of {', '.join(TOKENIZER_FILES)}; give the directory its tokenizer")
     tokenizer: PreTrainedTokenizerBase
     try:
         with quiet():
@@ -67,6 +78,10 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
                 )
             else:
                 tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except (ImportError, LookupError, OSError, TypeError, ValueError) as error:
+    except Exception as error:
+        # The tokenizers library says "damaged" with a plain Exception; anything else unforeseen is our bug.
+        damage = (ImportError, LookupError, OSError, TypeError, ValueError)
+        if type(error) is not Exception and not isinstance(error, damage):
+            raise
         raise InputError(f"{path}: transformers cannot read the tokenizer: {one_line(error)}") from None
     return tokenizer

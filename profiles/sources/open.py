@@ -28,4 +28,6 @@ def open_source(source: Source, base: Path) -> Checkpoint:
             raise InputError(f"source.{source.kind}: {path} is a directory; give a file, or name it as `huggingface`")
         return open_gguf(path, label) if source.gguf is not None else open_config(path, label)
     except OSError as error:
-        raise InputError(f"source.{source.kind}: {error.filename or path} cannot be read: {error.strerror or error}") from None
+        raise InputError(
+            f"source.{source.kind}: {error.filename or path} cannot be read: {error.strerror or error}"
+        ) from None

@@ -1,6 +1,5 @@
 """A source is one place; directories and packages that are not whole or not safe end in one line."""
 
-import importlib.metadata
 import json
 import shutil
 import struct
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from planner.errors import InputError
 from planner.source import Source
-from profiles.sources.load import load_model
+from profiles.sources.load import load_model, load_tokenizer
 from profiles.sources.open import open_source
 
 
@@ -65,10 +64,10 @@ def test_no_config(llama: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not JSON"), ("[1]", "a JSON list"), ("[" * 100_000, "is not JSON"), ("\xff", "model_type")],
+    [("{", "is not JSON"), ("[1]", "a JSON list"), ("[" * 100_000, "is not JSON"), ("{}", "model_type")],
 )
 def test_config_that_is_no_config(llama: Path, text: str, message: str) -> None:
-    (llama / "config.json").write_text(text if text != "\xff" else "{}")
+    (llama / "config.json").write_text(text)
     assert message in refused(Source(huggingface="llama"), llama.parent)
 
 
@@ -105,7 +104,7 @@ def test_weights_of_another_model_are_refused(llama: Path) -> None:
     save_file(tensors | {name: tensors[name][:-1].contiguous()}, weights, {"format": "pt"})
     assert "is [127, 64]" in refused(Source(huggingface="llama"), llama.parent)
     save_file(tensors | {name: tensors[name].char()}, weights, {"format": "pt"})
-    assert "is I8; give a checkpoint in" in refused(Source(huggingface="llama"), llama.parent)
+    assert "is I8; needs one of F64, F32, F16, BF16" in refused(Source(huggingface="llama"), llama.parent)
 
 
 def test_shards_are_read_and_stay_in_the_directory(llama: Path) -> None:
@@ -117,13 +116,40 @@ def test_shards_are_read_and_stay_in_the_directory(llama: Path) -> None:
     for shard, held in shards.items():
         save_file({name: tensors[name] for name in held}, llama / shard, {"format": "pt"})
     index = llama / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {name: shard for shard, held in shards.items() for name in held}}))
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": {n: shard for shard, held in shards.items() for n in held}})
+    )
     checkpoint = open_source(Source(huggingface="llama"), llama.parent)
     assert (load_model(checkpoint).state_dict()[names[0]] == tensors[names[0]]).all()
+    index.write_text(json.dumps({"weight_map": {}}))
+    assert "weight_map: found no files" in refused(Source(huggingface="."), llama)
     index.write_text(json.dumps({"weight_map": {names[0]: "../elsewhere.safetensors"}}))
     assert "'../elsewhere.safetensors'; needs safetensors in the same" in refused(Source(huggingface="."), llama)
     index.write_text(json.dumps({"weight_map": {names[0]: "model-3-of-3.safetensors"}}))
     assert "model-3-of-3.safetensors is not in the directory" in refused(Source(huggingface="."), llama)
+
+
+def test_a_missing_or_damaged_tokenizer_is_one_line(tiny_gpt2: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_gpt2, tmp_path / "gpt2"))
+    checkpoint = open_source(Source(huggingface="gpt2"), tmp_path)
+    content = json.loads((copy / "tokenizer.json").read_text())
+    content["model"]["merges"].append(["nonesuch", "neither"])
+    for text in (json.dumps(content), "{}", "{"):
+        (copy / "tokenizer.json").write_text(text)
+        with pytest.raises(InputError, match="cannot read the tokenizer") as caught:
+            load_tokenizer(checkpoint)
+        assert "\n" not in str(caught.value)
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"has none of tokenizer\.json"):
+        load_tokenizer(checkpoint)
+
+
+def test_loading_is_silent(tiny_llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    checkpoint = open_source(Source(huggingface=str(tiny_llama)), tiny_llama)
+    capfd.readouterr()
+    load_model(checkpoint)
+    load_tokenizer(checkpoint)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_licence(llama: Path) -> None:
@@ -148,7 +174,6 @@ def test_a_package_ships_exactly_one_model(tmp_path: Path, monkeypatch: pytest.M
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shipped-model\nVersion: 1.0\nLicense: MIT\n")
     (info / "RECORD").write_text("shipped/__init__.py,,\nshipped/a.gguf,,\n")
     monkeypatch.syspath_prepend(tmp_path)
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
     assert "is not there; install shipped-model again" in refused(Source(package="shipped-model"), tmp_path)
     writer = GGUFWriter(tmp_path / "shipped" / "a.gguf", "mamba")
     writer.add_tensor("a", np.ones(4, np.float32))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from transformers import AutoModelForCausalLM
-from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING
 
 from planner.errors import InputError
 from planner.source import Source
@@ -21,7 +20,7 @@ from profiles.sources.gguf_header import read_header
 from profiles.sources.load import load_model, load_tokenizer
 from profiles.sources.open import open_source
 
-HIDDEN, HEADS, KV_HEADS, INTERMEDIATE, VOCABULARY = 64, 4, 2, 96, 288
+HIDDEN, HEADS, KV_HEADS, INTERMEDIATE, VOCABULARY = 64, 4, 2, 256, 288
 MATRICES = {
     "attn_q": (HIDDEN, HIDDEN),
     "attn_k": (HIDDEN // HEADS * KV_HEADS, HIDDEN),
@@ -148,14 +147,20 @@ def test_qwen3_rows_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_k_quants_are_floats_and_said_to_be(tmp_path: Path) -> None:
-    def add_k_quant(writer: GGUFWriter) -> None:
-        blocks = np.random.default_rng(1).integers(0, 60, (VOCABULARY, HIDDEN * 4 // 256 * 144), dtype=np.uint8)
-        del writer.tensors[0]["token_embd.weight"]
-        writer.add_tensor("token_embd.weight", blocks, raw_dtype=GGMLQuantizationType.Q4_K)
+    name = "blk.1.ffn_down.weight"
+    blocks = np.random.default_rng(1).integers(0, 256, (HIDDEN, 144), dtype=np.uint8)
+    blocks[:, :4] = np.frombuffer(np.array([0.01, 0.02], np.float16).tobytes(), np.uint8)  # finite scales
 
-    # Q4_K needs rows of 256, so only the file's table is looked at: its shape is refused, its type is not.
-    path = write(tmp_path / "tiny.gguf", change=add_k_quant)
-    assert read_header(path).tensors["token_embd.weight"].ggml_type == "Q4_K"
+    def store_as_q4_k(writer: GGUFWriter) -> None:
+        del writer.tensors[0][name]
+        writer.add_tensor(name, blocks, raw_dtype=GGMLQuantizationType.Q4_K)
+
+    checkpoint = opened(write(tmp_path / "tiny.gguf", change=store_as_q4_k))
+    assert len(checkpoint.notes) == 1 and "1 of 20 tensors are Q4_K" in checkpoint.notes[0]
+    tensor = next(t for t in checkpoint.spec.tensors if t.name == "model.layers.1.mlp.down_proj.weight")
+    assert tensor.native is None and tensor.native_bytes == 0 and native_blocks(checkpoint, tensor.name) is None
+    loaded = load_model(checkpoint).state_dict()[tensor.name].numpy()
+    assert np.array_equal(loaded, quants.dequantize(blocks, GGMLQuantizationType.Q4_K))
 
 
 def test_tokenizer_comes_from_the_file(tmp_path: Path) -> None:
@@ -164,7 +169,6 @@ def test_tokenizer_comes_from_the_file(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(checkpoint)
     assert tokenizer("the").input_ids == [259] and tokenizer.decode(tokenizer("thé 1\n").input_ids) == "thé 1\n"
     assert tokenizer.eos_token_id == 1 and tokenizer.chat_template == template
-    assert "tokenizer" in GGUF_TOKENIZER_MAPPING
 
 
 def test_licence_and_identity(tmp_path: Path) -> None:
@@ -239,7 +243,10 @@ def test_a_tensor_outside_the_file_is_refused(tmp_path: Path) -> None:
         (lambda w: w.add_tensor("rope_freqs.weight", np.ones(8, np.float32)), "rope_freqs.weight"),
         (lambda w: w.add_tensor("blk.0.odd.weight", np.ones(8, np.float32)), "tensor blk.0.odd.weight has no place"),
         (lambda w: w.add_tensor("blk.2.ffn_norm.weight", np.ones(64, np.float32)), "has no place in the model"),
-        (lambda w: w.add_uint32("llama.attention.key_length", 32), "has no tensor|is \\[64, 64\\]"),
+        (
+            lambda w: w.add_uint32("llama.attention.key_length", 32),
+            "blk.0.attn_q.weight is [64, 64], and the metadata makes",
+        ),
         (lambda w: w.add_uint32("llama.rope.dimension_count", 8), "rope.dimension_count: found 8"),
         (lambda w: w.tensors[0].pop("blk.1.ffn_up.weight"), "has no tensor for model.layers.1.mlp.up_proj.weight"),
         (lambda w: w.tensors[0].pop("token_embd.weight"), "has no tensor token_embd.weight"),
@@ -248,17 +255,23 @@ def test_a_tensor_outside_the_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_handled_says_which_part(tmp_path: Path, change: Change, message: str) -> None:
-    text = refused(write(tmp_path / "tiny.gguf", change=change))
-    assert any(part.replace("\\", "") in text for part in message.split("|"))
+    assert message in refused(write(tmp_path / "tiny.gguf", change=change))
 
 
 def test_unknown_architecture_and_unknown_split(tmp_path: Path) -> None:
     assert "general.architecture: found 'mamba'" in refused(write(tmp_path / "mamba.gguf", architecture="mamba"))
-    odd = write(tmp_path / "odd.gguf", change=lambda w: w.kv_data[0].pop("tokenizer.ggml.pre") and None)
-    assert opened(odd).notes == ()
-    data = odd.with_name("pre.gguf")
-    write(data, change=lambda w: setattr(w.kv_data[0]["tokenizer.ggml.pre"], "value", "strange"))
-    assert "'strange' is unknown" in opened(data).notes[0]
+    odd = write(tmp_path / "odd.gguf", change=lambda w: setattr(w.kv_data[0]["tokenizer.ggml.pre"], "value", "odd"))
+    assert "'odd' is unknown" in opened(odd).notes[0]
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.gguf")
+    place = read_header(path).tensors["blk.0.ffn_up.weight"]
+    data = bytearray(path.read_bytes())
+    data[place.offset_bytes : place.offset_bytes + 2] = np.float16(np.nan).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"layers\.0\.mlp\.up_proj\.weight has values that are not finite"):
+        load_model(opened(path))
 
 
 def test_a_damaged_tokenizer_is_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Everything one compilation is asked: the model, the workload, the goal, and the texts to measure on."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from planner.errors import InputError
+from planner.goal import Goal, Workload
+from planner.source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What prices are measured on: `documents` of a text, the shipped one if None, with `draws` label draws each."""
+
+    text: Path | None = None
+    documents: int = 8
+    draws: int = 8
+
+    def __post_init__(self) -> None:
+        for name, value in (("documents", self.documents), ("draws", self.draws)):
+            if value < 1:
+                raise InputError(f"calibration.{name}: found {value}; must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What the artefact is proved on: `documents` of a text, the shipped one if None, that calibration never saw."""
+
+    text: Path | None = None
+    documents: int = 8
+
+    def __post_init__(self) -> None:
+        if self.documents < 1:
+            raise InputError(f"verification.documents: found {self.documents}; must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One compilation. `name` is what its plan is called: the stem of the model.yaml."""
+
+    name: str
+    source: Source
+    workload: Workload = field(default_factory=Workload)
+    goal: Goal = field(default_factory=Goal)
+    calibration: Calibration = field(default_factory=Calibration)
+    verification: Verification = field(default_factory=Verification)

@@ -1,0 +1,212 @@
+"""Grows the trees of `solver_tree`: branches over relations until only independent sites are left."""
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+
+import networkx as nx
+import numpy as np
+
+from planner.solver_problem import AtMost, Implies, Ints, Problem, cells
+from planner.solver_tree import Block, Tree, pad, side_by_side, starts
+
+# Leaves of all trees together (16 bytes each, about 10 ns to evaluate), and what one Python branch counts for.
+MOST_LEAVES = 24_000_000
+BRANCH_LEAVES = 2_000
+# Relations tried as the next one to branch over.
+TRIED = 32
+
+Relation = AtMost | Implies
+Allowed = Mapping[int, tuple[int, ...]]
+
+
+def build(problem: Problem, most_leaves: int = MOST_LEAVES) -> Tree | None:
+    """The tree of a problem, with room for so many leaves; None where its relations contradict one another."""
+    numbers = cells(problem)
+    counts = np.array([max(own) + 1 for own in numbers])
+    first_cell = starts(counts)
+    cell = np.concatenate([first + np.array(own) for first, own in zip(first_cell, numbers, strict=True)])
+    order = np.argsort(cell, kind="stable").astype(np.int64)
+    cell_starts = np.searchsorted(cell[order], np.arange(counts.sum())).astype(np.int64)
+    builder = Builder(problem, cell, most_leaves)
+    relations: list[Relation] = [*problem.at_most, *problem.requires]
+    allowed = {s: tuple(range(first_cell[s], first_cell[s] + counts[s])) for s in range(len(counts))}
+    blocks, components, exact = [], [], True
+    parts = list(split(allowed, relations))
+    for done, (part, own) in enumerate(parts):
+        components.append(np.array(sorted(part), dtype=np.int64))
+        block, dropped = builder.within(part, own, builder.leaves_left // (len(parts) - done))
+        if block is None:
+            return None
+        exact = exact and not dropped
+        blocks.append(block)
+    depth = max(len(block.levels) for block in blocks)
+    return Tree(
+        components=tuple(components),
+        exact=exact,
+        order=order,
+        cell_starts=cell_starts,
+        cell_site=np.repeat(np.arange(len(counts)), counts),
+        block=side_by_side([pad(block, depth) for block in blocks]),
+        site_starts=problem.starts,
+    )
+
+
+def split(allowed: Allowed, relations: list[Relation]) -> Iterator[tuple[Allowed, list[Relation]]]:
+    """The independent parts, in the order of their first sites, each with its own relations."""
+    graph = nx.Graph()
+    graph.add_nodes_from(sorted(allowed))
+    for relation in relations:
+        own = sites_of(relation)
+        graph.add_edges_from((own[0], site) for site in own[1:])
+    part_of = {}
+    parts = sorted(sorted(part) for part in nx.connected_components(graph))
+    for number, part in enumerate(parts):
+        part_of.update(dict.fromkeys(part, number))
+    owned: list[list[Relation]] = [[] for _ in parts]
+    for relation in relations:
+        owned[part_of[sites_of(relation)[0]]].append(relation)
+    for part, relations_of_part in zip(parts, owned, strict=True):
+        yield {site: allowed[site] for site in part}, relations_of_part
+
+
+def sites_of(relation: Relation) -> tuple[int, ...]:
+    return relation.sites if isinstance(relation, AtMost) else (relation.site, relation.other)
+
+
+class TooLarge(Exception):
+    """The tree of a component outgrows its budget. Never leaves this module."""
+
+
+class Builder:
+    """Builds blocks of one problem and counts the leaves they take."""
+
+    def __init__(self, problem: Problem, cell: Ints, leaves: int) -> None:
+        self.leaves_left = leaves
+        self.floor = -math.inf
+        representative = np.unique(cell, return_index=True)[1]
+        local = representative - np.repeat(problem.starts, problem.groups)[representative]
+        self.local: list[int] = local.tolist()  # one candidate that stands for its cell
+
+    def within(self, allowed: Allowed, relations: list[Relation], budget: int) -> tuple[Block | None, bool]:
+        """The block of one component, leaving out its widest relations until it fits; and whether any was left out."""
+        left = list(relations)
+        while True:
+            before = self.leaves_left
+            self.floor = before - budget if left else -math.inf
+            try:
+                return self.parts(allowed, left), len(left) < len(relations)
+            except TooLarge:
+                self.leaves_left = before
+                left.remove(max(left, key=lambda relation: self.branches(allowed, relation)))
+
+    def parts(self, allowed: Allowed, relations: list[Relation]) -> Block | None:
+        """The component as one tree."""
+        return self.join([[self.part(part, own) for part, own in split(allowed, relations)]])
+
+    def part(self, allowed: Allowed, relations: list[Relation]) -> Block | None:
+        """One connected part as one tree; None where its relations leave no choice."""
+        if not relations:
+            (own,) = allowed.values()
+            self.spend(len(own))
+            return Block(np.array([len(own)]), np.array(own, dtype=np.int64)) if own else None
+        if len(relations) == 1 and isinstance(relations[0], AtMost):
+            return self.label_sets(allowed, relations[0])
+        relation = self.best_to_branch(allowed, relations)
+        rest = [other for other in relations if other is not relation]
+        options = []
+        for narrowed in self.sides(allowed, relation):
+            self.spend(BRANCH_LEAVES)
+            options.append([self.part(part, own) for part, own in split(narrowed, rest)])
+        return self.join(options)
+
+    def spend(self, leaves: int) -> None:
+        self.leaves_left -= leaves
+        if self.leaves_left < self.floor:
+            raise TooLarge
+
+    def join(self, options: list[list[Block | None]]) -> Block | None:
+        """The minimum over the options that are possible of the sum of their parts."""
+        possible: list[list[Block]] = []
+        for parts in options:
+            there = [part for part in parts if part is not None]
+            if len(there) == len(parts):
+                possible.append(there)
+        if not possible:
+            return None
+        if len(possible) == 1 and len(possible[0]) == 1:
+            return possible[0][0]
+        blocks = [block for parts in possible for block in parts]
+        depth = max(len(block.levels) for block in blocks)
+        below = side_by_side([pad(block, depth) for block in blocks])
+        levels = (np.array([len(parts) for parts in possible]), np.array([len(possible)]))
+        return Block(below.leaf_sizes, below.leaf_cells, below.levels + levels)
+
+    def labels(self, allowed: Allowed, relation: AtMost) -> dict[int, dict[int, list[int]]]:
+        """For each site of an AtMost the allowed cells under each label."""
+        result: dict[int, dict[int, list[int]]] = {}
+        for site, labels in zip(relation.sites, relation.labels, strict=True):
+            own = result.setdefault(site, {})
+            for cell in allowed[site]:
+                own.setdefault(labels[self.local[cell]], []).append(cell)
+        return result
+
+    def branches(self, allowed: Allowed, relation: Relation) -> int:
+        if isinstance(relation, Implies):
+            return 2
+        count = len({label for own in self.labels(allowed, relation).values() for label in own})
+        return math.comb(count, min(relation.most, count))
+
+    def best_to_branch(self, allowed: Allowed, relations: list[Relation]) -> Relation:
+        """The relation with few branches whose removal leaves small parts."""
+        step = -(-len(relations) // TRIED)
+
+        def work(relation: Relation) -> int:
+            rest = [other for other in relations if other is not relation]
+            largest = max(len(part) for part, _ in split(allowed, rest))
+            return self.branches(allowed, relation) * largest
+
+        return min(relations[::step], key=work)
+
+    def sides(self, allowed: Allowed, relation: Relation) -> Iterator[Allowed]:
+        """The ways to keep a relation: what each leaves allowed."""
+        if isinstance(relation, Implies):
+            taken, needed = frozenset(relation.candidates), frozenset(relation.other_candidates)
+            site, other = relation.site, relation.other
+            without = {site: tuple(c for c in allowed[site] if self.local[c] not in taken)}
+            yield {**allowed, **without}
+            within = {s: allowed[s] for s in allowed}
+            within[site] = tuple(c for c in within[site] if self.local[c] in taken)
+            within[other] = tuple(c for c in within[other] if self.local[c] in needed)
+            yield within
+            return
+        by_label = self.labels(allowed, relation)
+        every = sorted({label for own in by_label.values() for label in own})
+        for subset in combinations(every, min(relation.most, len(every))):
+            yield {
+                **allowed,
+                **{s: tuple(c for label in subset for c in own.get(label, ())) for s, own in by_label.items()},
+            }
+
+    def label_sets(self, allowed: Allowed, relation: AtMost) -> Block | None:
+        """One AtMost by itself, all label sets at once: the case that has to be fast."""
+        by_label = self.labels(allowed, relation)
+        every = sorted({label for own in by_label.values() for label in own})
+        most = min(relation.most, len(every))
+        if most == 0:
+            return None
+        width = max(len(group) for own in by_label.values() for group in own.values())
+        self.spend(math.comb(len(every), most) * most * width * len(by_label))
+        cell_of = np.full((len(by_label), len(every), width), -1, dtype=np.int64)
+        for place, own in enumerate(by_label.values()):
+            for column, label in enumerate(every):
+                group = own.get(label, [])
+                cell_of[place, column, : len(group)] = group
+        subsets = np.array(list(combinations(range(len(every)), most)), dtype=np.int64)
+        leaves = cell_of[:, subsets].transpose(1, 0, 2, 3).reshape(len(subsets), len(by_label), most * width)
+        leaves = leaves[np.all(np.any(leaves >= 0, axis=2), axis=1)]
+        if not len(leaves):
+            return None
+        sizes = (leaves >= 0).sum(axis=2).reshape(-1)
+        per_set = np.full(len(leaves), len(by_label))
+        return Block(sizes, leaves[leaves >= 0], (per_set, np.array([len(leaves)])))

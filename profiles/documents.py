@@ -1,0 +1,101 @@
+"""Token documents to calibrate and verify on: slices of a text that never overlap, with facts hidden to be recalled.
+
+A plain text hides the heads that fetch: a cache that forgets everything far away looks nearly free on it. So a
+calibration document is told a few passkeys in its first half and asked for them in its second half.
+"""
+
+import random
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from planner.errors import InputError
+
+CALIBRATION_TEXT = "calibration.txt"
+VERIFICATION_TEXT = "verification.txt"
+FILLER = (
+    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.",
+    "The river runs slowly past the mill. A boat lies at the landing. Nobody is in sight.",
+    "In the evening the lamps are lit along the street, and the shops close one by one.",
+)
+
+
+def shipped(name: str) -> str:
+    """A public-domain text that comes with the package."""
+    return resources.files("profiles").joinpath("texts", name).read_text(encoding="utf-8")
+
+
+def slices(
+    tokenizer: PreTrainedTokenizerBase, text: str, lengths: Sequence[int], where: str
+) -> tuple[tuple[int, ...], ...]:
+    """Consecutive, disjoint token slices of these lengths, spread over the whole text; each starts a document."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    start = [] if tokenizer.bos_token_id is None or not tokenizer("a").input_ids[0] == tokenizer.bos_token_id else [
+        tokenizer.bos_token_id
+    ]
+    needed = sum(lengths)
+    if len(ids) < needed:
+        raise InputError(
+            f"{where}: holds {len(ids)} tokens where {len(lengths)} documents of {max(lengths)} need {needed};"
+            " give a longer text, or ask for fewer or shorter documents"
+        )
+    slack = (len(ids) - needed) // len(lengths)
+    found, at = [], 0
+    for length in lengths:
+        found.append(tuple((start + ids[at : at + length])[:length]))
+        at += length + slack
+    return tuple(found)
+
+
+def with_passkeys(
+    tokenizer: PreTrainedTokenizerBase, document: Sequence[int], keys: int, seed: int
+) -> tuple[int, ...]:
+    """The document, as long as before, told `keys` passkeys early and asked for each of them in its second half."""
+    chance = random.Random(seed)
+    names = chance.sample(("red", "blue", "green", "north", "south", "silver", "second", "third", "last"), keys)
+    numbers = {name: chance.randint(10000, 99999) for name in names}
+    told = [f"\n\nThe {n} passkey is {numbers[n]}. Remember it: {numbers[n]} is the {n} passkey.\n\n" for n in names]
+    asked = [f"\n\nWhat is the {n} passkey? The {n} passkey is {numbers[n]}.\n\n" for n in names]
+    length, result = len(document), list(document)
+    places = sorted(chance.sample(range(length // 20, length // 3), keys), reverse=True)
+    for place, sentence in zip(places, told, strict=True):
+        result[place:place] = tokenizer(sentence, add_special_tokens=False).input_ids
+    step = (length - length * 11 // 20) // keys
+    for i, sentence in enumerate(asked):
+        place = length * 11 // 20 + i * step
+        result[place:place] = tokenizer(sentence, add_special_tokens=False).input_ids
+    return tuple(result[:length])
+
+
+def passkey_prompt(
+    tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: int
+) -> tuple[tuple[int, ...], str]:
+    """A prompt of at most `tokens` tokens that hides a passkey at a depth of filler, and the five digits that answer."""
+    chance = random.Random(seed)
+    key = str(chance.randint(10000, 99999))
+    head = "There is an important piece of information hidden in the text below. Find it and memorise it.\n\n"
+    needle = f"\nThe secret passkey is {key}. Remember it. {key} is the secret passkey.\n"
+    question = "\n\nWhat is the secret passkey? The secret passkey is"
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    fixed = len(encode(head)) + len(encode(needle)) + len(encode(question))
+    filler: list[int] = []
+    while len(filler) < tokens - fixed:
+        filler += encode(" " + chance.choice(FILLER))
+    filler = filler[: max(tokens - fixed, 0)]
+    cut = round(depth * len(filler))
+    return tuple(encode(head) + filler[:cut] + encode(needle) + filler[cut:] + encode(question)), key
+
+
+def read(path: Path) -> str:
+    """A user's text file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error

@@ -1,0 +1,231 @@
+"""Price every option of every site in nats with one set of backward passes.
+
+KL(dense || changed) has no gradient at the dense model and the Fisher matrix as its Hessian. So: draw labels from the
+model's own predictions, backpropagate their log-likelihood to every site at once, and for each option take the inner
+product c of that gradient with the change the option makes to the site's output on the dense inputs. With independent
+draws the cross terms between positions vanish in expectation, and KL ~= mean over draws of c^2 / (2 * scored tokens).
+All options of all sites share the draws, so differences between options are sharper than their levels.
+
+The square of a sum over thousands of positions has the spread of a chi-square with one degree of freedom, so it takes
+many draws. Positions far apart contribute almost independently, though: the sum of squares over blocks of positions is
+nearly the same mean with as many degrees of freedom as blocks. `KvProducts.losses` uses it for each site, scaled by the
+ratio of the two over all sites, which many sites make certain.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+BLOCK = 256
+"""Queries whose attention rows are held at a time, and whose part of an inner product is squared by itself."""
+
+NARROW = 64
+"""Queries that share their keys under a window of up to BLOCK tokens."""
+
+
+@dataclass
+class Capture:
+    """What attention saw and gave in one forward pass, layer by layer.
+
+    q        [q_heads, tokens, head_dim]   after RoPE
+    k, v     [kv_heads, tokens, head_dim]
+    out      [1, q_heads, tokens, head_dim] in the graph, before the output projection
+    """
+
+    q: dict[int, Tensor] = field(default_factory=dict)
+    k: dict[int, Tensor] = field(default_factory=dict)
+    v: dict[int, Tensor] = field(default_factory=dict)
+    out: dict[int, Tensor] = field(default_factory=dict)
+    scale: dict[int, float] = field(default_factory=dict)
+
+
+def causal_mask(queries: range, keys: Tensor, reach: int | None) -> Tensor:
+    """Which keys a block of queries may see: [queries, keys]; `reach` is the trained sliding window."""
+    now = torch.arange(queries.start, queries.stop)[:, None]
+    sees = keys[None] <= now
+    return sees if reach is None else sees & (keys[None] > now - reach)
+
+
+def captured_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    capture: Capture | None = None,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Dense causal attention that leaves its inputs and output in `capture`."""
+    if capture is None:
+        raise RuntimeError("captured attention was called without a capture; use forward()")
+    tokens, layer = query.shape[2], int(module.layer_idx)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mask = None
+    if sliding_window is not None and sliding_window < tokens:
+        mask = causal_mask(range(tokens), torch.arange(tokens), sliding_window)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+    )
+    capture.q[layer], capture.k[layer], capture.v[layer] = (x.detach()[0] for x in (query, key, value))
+    capture.out[layer], capture.scale[layer] = out, scale
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register("captured", captured_attention)
+AttentionMaskInterface.register("captured", lambda *args, **kwargs: None)  # the mask is built where it is needed
+
+
+def forward(model: PreTrainedModel, tokens: Sequence[int], scored: int) -> tuple[Capture, Tensor]:
+    """One pass over a document with its graph: what attention saw, and logits [scored, vocab] of the last positions.
+
+    Only inputs carry gradients, unless the caller lets weights do so too.
+    """
+    capture = Capture()
+    model.set_attn_implementation("captured")
+    ids = torch.tensor([list(tokens)])
+    embedded = model.get_input_embeddings()(ids)
+    if torch.is_grad_enabled() and not embedded.requires_grad:
+        embedded = embedded.detach().requires_grad_()
+    out = model(inputs_embeds=embedded, use_cache=False, capture=capture, logits_to_keep=scored)
+    return capture, out.logits[0]
+
+
+def draws(logits: Tensor, count: int, seed: int) -> Iterator[Tensor]:
+    """For each draw the log-likelihood (a scalar in the graph) of labels sampled from the model's own predictions."""
+    generator = torch.Generator().manual_seed(seed)
+    chances = logits.detach().softmax(-1)
+    total = logits.logsumexp(-1).sum()
+    for _ in range(count):
+        labels = torch.multinomial(chances, 1, generator=generator)
+        yield logits.gather(-1, labels).sum() - total
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one KV head: spans (None keeps everything), and keys and values as each format reads back.
+
+    keys, values  one [tokens, head_dim] for each format, protected sinks already exact
+    """
+
+    windows: tuple[int | None, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    sinks: int
+    reach: int | None
+
+
+@dataclass(frozen=True)
+class KvProducts:
+    """Inner products of gradients with the changes that options make, block of positions by block.
+
+    by_key    [..., draws, blocks, windows, keys]    this span and key format, values exact
+    by_value  [..., draws, blocks, windows, values]  what a value format adds, under this span with exact keys
+
+    The product of a whole option is their sum, up to the product of the two errors.
+    """
+
+    by_key: Tensor
+    by_value: Tensor
+
+    def losses(self, scored: int) -> Tensor:
+        """Loss in nats per token by draw: [sites, draws, windows, keys, values], from products with a leading sites."""
+        each = self.by_key[..., None] + self.by_value[..., None, :]
+        whole = each.sum(2).square().sum((0, 1))
+        blocks = each.square().sum(2)
+        ratio = whole / blocks.sum((0, 1)).clamp_min(1e-300)
+        return blocks * ratio / (2 * scored)
+
+
+def option_products(q: Tensor, k: Tensor, v: Tensor, gradient: Tensor, scale: float, options: Options) -> KvProducts:
+    """Inner products of each draw's gradient with each option's change to one head's attention output.
+
+    q         [group, tokens, head_dim]
+    k, v      [tokens, head_dim]
+    gradient  [draws, group, tokens, head_dim]
+    """
+    tokens, draws = q.shape[1], len(gradient)
+    blocks = -(-tokens // BLOCK)
+    by_key = torch.zeros(draws, blocks, len(options.windows), len(options.keys), dtype=torch.float64)
+    by_value = torch.zeros(draws, blocks, len(options.windows), len(options.values), dtype=torch.float64)
+    errors = torch.cat([value - v for value in options.values], 1)  # one matmul for all formats
+    for b, start in enumerate(range(0, tokens, BLOCK)):
+        block = range(start, min(start + BLOCK, tokens))
+        rows, here = q[:, block.start : block.stop] * scale, gradient[:, :, block.start : block.stop]
+        mask = causal_mask(block, torch.arange(block.stop), options.reach)
+        exact = rows @ k[: block.stop].T
+        dense = _chances(exact, mask) @ v[: block.stop]  # [group, block, head_dim]
+        for i, keys in enumerate((k, *options.keys)):
+            scores = exact if i == 0 else rows @ keys[: block.stop].T
+            for w, window in enumerate(options.windows):
+                for part in _parts(block, window):
+                    inside = slice(part.start - block.start, part.stop - block.start)
+                    columns, sees = window_columns(part, window, options, mask[inside, : part.stop])
+                    chances = _chances(scores[:, inside, columns], sees)
+                    toward = here[:, :, inside]
+                    if i == 0:
+                        change = (chances @ errors[columns]).unflatten(-1, (len(options.values), -1))
+                        by_value[:, b, w] += torch.einsum("jgtd,gtvd->jv", toward, change).double()
+                    else:
+                        change = chances @ v[columns] - dense[:, inside]
+                        by_key[:, b, w, i - 1] += torch.einsum("jgtd,gtd->j", toward, change).double()
+    return KvProducts(by_key, by_value)
+
+
+def _parts(block: range, window: int | None) -> Iterator[range]:
+    """A block of queries, cut into narrow ones where a window makes wide ones wasteful."""
+    size = NARROW if window is not None and window <= BLOCK else BLOCK
+    return (range(at, min(at + size, block.stop)) for at in range(block.start, block.stop, size))
+
+
+def window_columns(block: range, window: int | None, options: Options, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys a block of queries needs under a window of coded tokens, and which of them each query sees.
+
+    `mask` [queries, block.stop] is what the model lets them see.
+    """
+    if window is None or window + options.sinks >= block.stop:
+        return torch.arange(block.stop), mask
+    sinks = options.sinks if options.reach is None else 0
+    first = max(sinks, block.start - window + 1)
+    columns = torch.cat([torch.arange(sinks), torch.arange(first, block.stop)])
+    now = torch.arange(block.start, block.stop)[:, None]
+    return columns, mask[:, columns] & ((columns < sinks) | (columns > now - window))
+
+
+def _chances(scores: Tensor, sees: Tensor) -> Tensor:
+    return scores.masked_fill(~sees, -torch.inf).softmax(-1)
+
+
+def recent_mass(q: Tensor, k: Tensor, scale: float, options: Options) -> Tensor:
+    """Mean share of one head's attention on the sinks and the newest tokens, by window: [windows].
+
+    Averaged over query heads and over the second half of the positions, where a window binds.
+    """
+    tokens = q.shape[1]
+    shares = torch.zeros(len(options.windows), dtype=torch.float64)
+    for start in range(tokens // 2, tokens, BLOCK):
+        block = range(start, min(start + BLOCK, tokens))
+        mask = causal_mask(block, torch.arange(block.stop), options.reach)
+        scores = (q[:, block.start : block.stop] * scale) @ k[: block.stop].T
+        mass = _chances(scores, mask)
+        for w, window in enumerate(options.windows):
+            columns, sees = window_columns(block, window, options, mask)
+            shares[w] += (mass[..., columns] * sees).sum().double()
+    return shares / (q.shape[0] * (tokens - tokens // 2))
+
+
+def weight_products(
+    scalar: Tensor, weights: Sequence[Tensor], changes: Callable[[int], Sequence[Tensor | None]]
+) -> Tensor:
+    """Inner products of one draw's weight gradients with each format's change: [weights, formats]; NaN where none."""
+    gradients = torch.autograd.grad(scalar, list(weights), retain_graph=True)
+    rows = []
+    for i, gradient in enumerate(gradients):
+        flat = gradient.flatten()
+        rows.append([float("nan") if c is None else float(flat @ c.flatten().float()) for c in changes(i)])
+    return torch.tensor(rows, dtype=torch.float64)

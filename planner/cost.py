@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InvalidSpace
-from planner.formats import head_bytes, sink_bytes, slots, token_bytes, weight_bytes
+from planner.formats import head_bytes, sink_bytes, slots, static_bytes, token_bytes, weight_bytes
 from planner.goal import Workload
 from planner.hardware import HardwareProfile
 from planner.space import Choice, KvChoice, KvSite, Site, Tier, WeightChoice, WeightSite, attribute
@@ -288,7 +288,8 @@ def _head(layer: LayerSpec, choice: KvChoice, workload: Workload, hardware: Hard
         expand_s=fsum(held.tolist()) * expand_slot_s,
         links_s=tuple(read_bytes * s for s in links),
     )
-    return Price(each * batch, tuple(each * batch * share for share in shares), decode, prefill)
+    stored = each * batch + static_bytes(choice, layer)
+    return Price(stored, tuple(stored * share for share in shares), decode, prefill)
 
 
 @lru_cache(maxsize=2**17)

@@ -74,6 +74,16 @@ def head_bytes(choice: KvChoice, layer: LayerSpec, context_tokens: int) -> int:
     return coded * each + sinks * sink_bytes(choice, layer.head_dim)
 
 
+def static_bytes(choice: KvChoice, layer: LayerSpec) -> int:
+    """Bytes of one head's static factors, shared by all sequences: a mean and a scale for keys, a scale for values.
+
+    >>> static_bytes(KvChoice(Full(), rotated(4), KvFormat(16), 4, (("dram", 1.0),)), LayerSpec(1, 1, 64))
+    256
+    """
+    vectors = 2 * (choice.k.scheme == "rotated") + (choice.v.scheme == "rotated")
+    return vectors * layer.head_dim * SCALE_BYTES
+
+
 def weight_bytes(tensor: TensorSpec, form: WeightFormat) -> int:
     """Bytes of a matrix in a format: codes, and a float16 scale and minimum for each group of a row."""
     if form.scheme == "native":

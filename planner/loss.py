@@ -10,7 +10,7 @@ limit on the loss becomes a limit on the sum. What the fit leaves unexplained is
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from planner.goal import Workload
 from planner.plan import Interval
 from planner.profile import Anchor, ModelProfile
-from planner.space import Choice, KvChoice, Site
+from planner.space import Choice, KvChoice, KvSite, Site, WeightChoice
 from planner.spec import ModelSpec
 
 PRIOR_WEIGHT = 0.5
@@ -106,11 +106,20 @@ class LossModel:
 
     def price(self, site: Site, choice: Choice) -> float:
         """Nats per token of one choice with every other site dense; NaN where the site cannot take it."""
+        return self.prices(site, (choice,))[0]
+
+    def prices(self, site: Site, choices: Sequence[Choice]) -> list[float]:
+        """The price of each of many choices of one site, together much faster than one by one."""
         index = self._index[site]
-        if isinstance(choice, KvChoice):
-            layer, contexts = self.spec.layers[site.layer], self.profile.context_tokens
-            return float(self.profile.kv.price(index, choice, layer, contexts) @ self._shares)
-        return self.profile.weights.price(index, choice.format)
+        if not isinstance(site, KvSite):
+            weights = (choice for choice in choices if isinstance(choice, WeightChoice))
+            return [self.profile.weights.price(index, choice.format) for choice in weights]
+        layer, contexts = self.spec.layers[site.layer], self.profile.context_tokens
+        kv = [choice for choice in choices if isinstance(choice, KvChoice)]
+        by_length = self.profile.kv.prices(index, kv, layer, contexts) * self._shares
+        # Added length by length, so that the last digit does not hang on a library.
+        found: list[float] = sum(by_length.T, np.zeros(len(kv))).tolist()
+        return found
 
     def total(self, chosen: Mapping[Site, Choice]) -> float:
         """The sum of the prices of a full choice."""

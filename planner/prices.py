@@ -3,6 +3,7 @@
 The solver sees nothing but this table; what the columns mean stays here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,7 @@ def price(
     """The price table of a space; without a loss model only choices that change nothing can be priced."""
     rows = (LOSS, *cost.rows(hardware))
     physical = cost.usages(space.candidates, spec, workload, hardware, classes_per_layer)
-    losses = np.array([_loss(site, c, loss) for site, choices in space.candidates.items() for c in choices])
+    losses = np.concatenate([_losses(site, choices, loss) for site, choices in space.candidates.items()])
     if bool(np.isnan(losses).any()):
         raise InputError("a candidate has no price in the profile; profile the model again with planner profile model")
     usage = np.column_stack([np.maximum(losses, 0.0), physical])
@@ -65,15 +66,18 @@ def price(
     )
 
 
-def _loss(site: Site, choice: Choice, loss: LossModel | None) -> float:
-    """A choice's price in nats; what changes nothing, or no more than rounding to 16 bits, needs no profile."""
+def _losses(site: Site, choices: Sequence[Choice], loss: LossModel | None) -> list[float]:
+    """Prices of one site's choices in nats."""
     if loss is not None:
-        return loss.price(site, choice)
+        return loss.prices(site, choices)
+    return [0.0 if lossless(choice) else float("nan") for choice in choices]
+
+
+def lossless(choice: Choice) -> bool:
+    """Whether a choice changes nothing, or no more than rounding to 16 bits, so that it needs no profile."""
     if isinstance(choice, KvChoice):
-        lossless = isinstance(choice.span, Full) and {choice.k, choice.v} <= {FLOAT16, FLOAT32}
-    else:
-        lossless = choice.format.scheme in ("native", "float")
-    return 0.0 if lossless else float("nan")
+        return isinstance(choice.span, Full) and {choice.k, choice.v} <= {FLOAT16, FLOAT32}
+    return choice.format.scheme in ("native", "float")
 
 
 def stages(objective: str, rows: tuple[str, ...]) -> tuple[int, ...]:

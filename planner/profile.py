@@ -3,8 +3,10 @@
 Filled by profiles.model; read by passes and by planner.loss. A profile holds for one model and one runtime's formats.
 """
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,20 +50,43 @@ class KvPrices:
         Between two measured windows the loss is interpolated over the logarithm of the window. A window that reaches
         the whole context is Full. A float of 32 bits costs what one of 16 bits does: next to nothing.
         """
-        table = self.loss[index, :, _index(self.k_formats, choice.k), _index(self.v_formats, choice.v), :]  # [spans, lengths]
-        if isinstance(choice.span, Full):
-            return np.asarray(table[-1])
-        return np.array(
-            [self._at(choice.span, table[:, i], layer, context) for i, context in enumerate(contexts)], np.float64
-        )
+        found: FloatArray = self.prices(index, (choice,), layer, contexts)[0]
+        return found
 
-    def _at(self, span: Window, column: FloatArray, layer: LayerSpec, context: int) -> float:
+    def prices(
+        self, index: int, choices: Sequence[KvChoice], layer: LayerSpec, contexts: tuple[int, ...]
+    ) -> FloatArray:
+        """Loss of many choices at one site, [choices, lengths]: as `price` gives them one by one, in a tenth the time."""
+        spans = {span: row for row, span in enumerate(dict.fromkeys(choice.span for choice in choices))}
+        between = np.array([[self._between(span, layer, context) for context in contexts] for span in spans])
+        low, high, share = between[..., 0].astype(np.int64), between[..., 1].astype(np.int64), between[..., 2]
+        lengths = np.arange(len(contexts))
+        table = np.moveaxis(self.loss[index], -1, 1)  # [spans, lengths, k, v]
+        share = share[:, :, None, None]
+        read = table[low, lengths] * (1 - share) + table[high, lengths] * share
+        k = {form: _index(self.k_formats, form) for form in {choice.k for choice in choices}}
+        v = {form: _index(self.v_formats, form) for form in {choice.v for choice in choices}}
+        rows = np.array([(spans[choice.span], k[choice.k], v[choice.v]) for choice in choices])
+        found: FloatArray = read[rows[:, 0], :, rows[:, 1], rows[:, 2]]
+        return found
+
+    def _between(self, span: Span, layer: LayerSpec, context: int) -> tuple[int, int, float]:
+        """The measured spans below and above a span at a context, and the share of the one above in its loss."""
+        last = len(self.windows)
+        if isinstance(span, Full):
+            return last, last, 0.0
         reach = context if layer.window is None else min(layer.window, context)
         most = reach - (self.sinks if layer.window is None else 0)
+        tokens = span.tokens(context)
+        if tokens >= most:
+            return last, last, 0.0
         known = [w for w in self.windows if w < most]
-        points = np.log([*known, most])
-        values = [*column[: len(known)], column[-1]]
-        return float(np.interp(np.log(min(span.tokens(context), most)), points, values))
+        above = bisect_left(known, tokens)
+        if above == 0:
+            return (0, 0, 0.0) if known else (last, last, 0.0)
+        top = known[above] if above < len(known) else most
+        share = log(tokens / known[above - 1]) / log(top / known[above - 1])
+        return above - 1, above if above < len(known) else last, share
 
 
 def _index(formats: tuple[KvFormat, ...], form: KvFormat) -> int:

@@ -13,8 +13,8 @@ class Calibration:
     """What prices are measured on: `documents` of a text, the shipped one if None, with `draws` label draws each."""
 
     text: Path | None = None
-    documents: int = 8
-    draws: int = 8
+    documents: int = 2
+    draws: int = 4
 
     def __post_init__(self) -> None:
         for name, value in (("documents", self.documents), ("draws", self.draws)):

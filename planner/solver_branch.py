@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 
 import networkx as nx
 import numpy as np
 
 from planner.solver_problem import AtMost, Implies, Ints, Problem, cells
-from planner.solver_tree import Block, Tree, pad, side_by_side, starts
+from planner.solver_tree import Tree, runs
 
 # Leaves of all trees together (16 bytes each, about 10 ns to evaluate), and what one Python branch counts for.
 MOST_LEAVES = 24_000_000
@@ -20,14 +21,26 @@ Relation = AtMost | Implies
 Allowed = Mapping[int, tuple[int, ...]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Some trees of equal depth: the cells of every leaf, then per level how many children each node has."""
+
+    leaf_sizes: Ints
+    leaf_cells: Ints
+    levels: tuple[Ints, ...] = ()
+
+    @property
+    def roots(self) -> int:
+        return len(self.levels[-1]) if self.levels else len(self.leaf_sizes)
+
+
 def build(problem: Problem, most_leaves: int = MOST_LEAVES) -> Tree | None:
     """The tree of a problem, with room for so many leaves; None where its relations contradict one another."""
     numbers = cells(problem)
     counts = np.array([max(own) + 1 for own in numbers])
-    first_cell = starts(counts)
+    first_cell = np.cumsum(counts) - counts
     cell = np.concatenate([first + np.array(own) for first, own in zip(first_cell, numbers, strict=True)])
     order = np.argsort(cell, kind="stable").astype(np.int64)
-    cell_starts = np.searchsorted(cell[order], np.arange(counts.sum())).astype(np.int64)
     builder = Builder(problem, cell, most_leaves)
     relations: list[Relation] = [*problem.at_most, *problem.requires]
     allowed = {s: tuple(range(first_cell[s], first_cell[s] + counts[s])) for s in range(len(counts))}
@@ -41,13 +54,15 @@ def build(problem: Problem, most_leaves: int = MOST_LEAVES) -> Tree | None:
         exact = exact and not dropped
         blocks.append(block)
     depth = max(len(block.levels) for block in blocks)
+    whole = side_by_side([pad(block, depth) for block in blocks])
     return Tree(
         components=tuple(components),
         exact=exact,
         order=order,
-        cell_starts=cell_starts,
-        cell_site=np.repeat(np.arange(len(counts)), counts),
-        block=side_by_side([pad(block, depth) for block in blocks]),
+        cells=runs(np.bincount(cell).astype(np.int64)),
+        leaves=runs(whole.leaf_sizes),
+        leaf_cells=whole.leaf_cells,
+        levels=tuple(runs(sizes) for sizes in whole.levels),
         site_starts=problem.starts,
     )
 
@@ -210,3 +225,18 @@ class Builder:
         sizes = (leaves >= 0).sum(axis=2).reshape(-1)
         per_set = np.full(len(leaves), len(by_label))
         return Block(sizes, leaves[leaves >= 0], (per_set, np.array([len(leaves)])))
+
+
+def pad(block: Block, depth: int) -> Block:
+    """The same trees with sums and minima of one child on top."""
+    missing = depth - len(block.levels)
+    return Block(block.leaf_sizes, block.leaf_cells, block.levels + (np.ones(block.roots, dtype=np.int64),) * missing)
+
+
+def side_by_side(blocks: list[Block]) -> Block:
+    """Trees of equal depth as one block."""
+    return Block(
+        np.concatenate([block.leaf_sizes for block in blocks]),
+        np.concatenate([block.leaf_cells for block in blocks]),
+        tuple(np.concatenate(levels) for levels in zip(*(block.levels for block in blocks), strict=True)),
+    )

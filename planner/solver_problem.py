@@ -76,7 +76,7 @@ class Problem:
             raise InputError(f"problem: a row outside 0..{len(self.rows) - 1} is minimised or breaks ties")
         for relation in self.at_most:
             if relation.most < 1 or len(set(relation.sites)) != len(relation.sites):
-                raise InputError(f"problem.at_most: {relation.most} labels over {relation.sites[:8]}; 1 or more, sites once")
+                raise InputError(f"at_most: {relation.most} labels over {relation.sites}; at least 1, sites once")
             if any(not 0 <= s < len(self.groups) for s in relation.sites) or [len(x) for x in relation.labels] != [
                 self.groups[s] for s in relation.sites
             ]:

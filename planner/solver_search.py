@@ -248,6 +248,7 @@ def moves_of(problem: Problem, tree: Tree, bound: Bound) -> Moves:
     excess = tree.excess(costs)
     singles = np.argsort(excess, kind="stable")[:MOST_SINGLES]
     singles = singles[np.isfinite(excess[singles])]
+    starts = problem.starts
     site = np.repeat(np.arange(len(problem.groups)), problem.groups)
     component = np.empty(len(problem.groups), dtype=np.int64)
     several = np.zeros(len(problem.groups), dtype=bool)
@@ -265,12 +266,12 @@ def moves_of(problem: Problem, tree: Tree, bound: Bound) -> Moves:
         ordered = picked[np.lexsort((picked, query))]
         ends = np.cumsum(np.bincount(query, minlength=len(wanted)))[:-1]
         for candidate, own in zip(wanted, np.split(ordered, ends), strict=True):
-            chosen = own - problem.starts[site[own]]
+            chosen = own - starts[site[own]]
             found.setdefault((int(component[site[candidate]]), chosen.tobytes()), chosen)
     owner = np.array([number for number, _ in found], dtype=np.int64)
     usage, cost = np.zeros((len(found), len(problem.rows))), np.zeros(len(found))
     for index, ((number, _), chosen) in enumerate(found.items()):
-        own = problem.starts[tree.components[number]] + chosen
+        own = starts[tree.components[number]] + chosen
         usage[index], cost[index] = problem.usage[own].sum(axis=0), costs[own].sum()
     runs = np.cumsum([0, *(len(sites) for sites in tree.components[:-1])])
     return Moves(singles, owner, usage, cost, tuple(found.values()), np.concatenate(tree.components), runs)

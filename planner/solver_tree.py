@@ -16,18 +16,40 @@ import numpy as np
 
 from planner.solver_problem import Bools, Floats, Ints
 
+# Equal runs up to this long are reduced column by column.
+WIDE = 16
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """Some trees of equal depth: the cells of every leaf, then per level how many children each node has."""
+class Runs:
+    """How a level's nodes share out the values below it: consecutive runs; `width` is their length if all are equal."""
 
-    leaf_sizes: Ints
-    leaf_cells: Ints
-    levels: tuple[Ints, ...] = ()  # from the leaves up: sums, minima, sums, minima, ...
+    sizes: Ints
+    starts: Ints
+    width: int
 
-    @property
-    def roots(self) -> int:
-        return len(self.levels[-1]) if self.levels else len(self.leaf_sizes)
+    def reduce(self, operation: np.ufunc, values: Floats) -> Floats:
+        """One value for each run. Short equal runs go column by column, which numpy does several times faster."""
+        if not 0 < self.width <= WIDE:
+            uneven: Floats = operation.reduceat(values, self.starts)
+            return uneven
+        columns = values.reshape(-1, self.width)
+        result: Floats = columns[:, 0].copy()
+        for column in range(1, self.width):
+            operation(result, columns[:, column], out=result)
+        return result
+
+
+def runs(sizes: Ints) -> Runs:
+    """Runs of these lengths.
+
+    >>> runs(np.array([2, 1])).reduce(np.add, np.array([1.0, 2.0, 4.0])).tolist()
+    [3.0, 4.0]
+    >>> runs(np.array([2, 2])).reduce(np.minimum, np.array([1.0, 2.0, 4.0, 3.0])).tolist()
+    [1.0, 3.0]
+    """
+    width = int(sizes[0]) if (sizes == sizes[0]).all() else 0
+    return Runs(sizes, np.cumsum(sizes) - sizes, width)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,35 +64,31 @@ class Priced:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tree:
-    """All components of a problem. Candidates are sorted by cell; `cell_site` names the site of every cell."""
+    """All components of a problem. Candidates are sorted by cell, `order` names them; leaves are one site's minima."""
 
     components: tuple[Ints, ...]
     exact: bool
     order: Ints
-    cell_starts: Ints
-    cell_site: Ints
-    block: Block
+    cells: Runs
+    leaves: Runs
+    leaf_cells: Ints
+    levels: tuple[Runs, ...]  # from the leaves up: sums, minima, sums, minima, ...
     site_starts: Ints
-
-    @property
-    def cell_sizes(self) -> Ints:
-        return np.diff(np.append(self.cell_starts, len(self.order)))
 
     def price(self, costs: Floats) -> Priced:
         """The least cost of every component."""
         ordered = costs[self.order]
-        cell_value = np.minimum.reduceat(ordered, self.cell_starts)
-        values = [np.minimum.reduceat(cell_value[self.block.leaf_cells], starts(self.block.leaf_sizes))]
-        for height, sizes in enumerate(self.block.levels):
-            operation = np.minimum if height % 2 else np.add
-            values.append(operation.reduceat(values[-1], starts(sizes)))
+        cell_value = self.cells.reduce(np.minimum, ordered)
+        values = [self.leaves.reduce(np.minimum, cell_value[self.leaf_cells])]
+        for height, level in enumerate(self.levels):
+            values.append(level.reduce(np.minimum if height % 2 else np.add, values[-1]))
         return Priced(values[-1], ordered, cell_value, tuple(values))
 
     def cheapest(self, priced: Priced) -> Ints:
         """The cheapest choice; of equal ones the first."""
-        roots = np.arange(self.block.roots)
+        roots = np.arange(len(self.components))
         nowhere = np.full(len(roots), -1)
-        path = [nowhere] * (len(self.block.levels) + 1)
+        path = [nowhere] * (len(self.levels) + 1)
         _, picked = self.descend(priced, roots, path, nowhere, nowhere)
         return self.local(picked)
 
@@ -86,7 +104,7 @@ class Tree:
 
         Returns the candidates picked and, for each, which root it was picked for.
         """
-        values, levels = priced.node_values, self.block.levels
+        values, levels = priced.node_values, self.levels
         query = np.arange(len(nodes))
         for height in range(len(levels) - 1, -1, -1):
             children, owner = children_of(levels[height], nodes)
@@ -96,12 +114,12 @@ class Tree:
                 nodes = first_of(children, owner, np.where(forced, children == path[height][query[owner]], least))
             else:
                 nodes, query = children, query[owner]
-        entries, owner = children_of(self.block.leaf_sizes, nodes)
-        cells = self.block.leaf_cells[entries]
+        entries, owner = children_of(self.leaves, nodes)
+        cells = self.leaf_cells[entries]
         least = priced.cell_value[cells] == values[0][nodes][owner]
         forced = nodes[owner] == path[0][query[owner]]
         cells = first_of(cells, owner, np.where(forced, cells == cell[query[owner]], least))
-        places, owner = children_of(self.cell_sizes, cells)
+        places, owner = children_of(self.cells, cells)
         least = priced.ordered[places] == priced.cell_value[cells][owner]
         forced = cells[owner] == cell[query[owner]]
         picked = first_of(places, owner, np.where(forced, places == place[query[owner]], least))
@@ -109,22 +127,22 @@ class Tree:
 
     def leaf_slack(self, priced: Priced) -> Floats:
         """For every entry of every leaf, how much dearer than the cheapest its component becomes through it."""
-        values, levels = priced.node_values, self.block.levels
-        slack = np.zeros(self.block.roots)
+        values, levels = priced.node_values, self.levels
+        slack = np.zeros(len(self.components))
         for height in range(len(levels) - 1, -1, -1):
-            slack = np.repeat(slack, levels[height])
+            slack = np.repeat(slack, levels[height].sizes)
             if height % 2:
-                slack = slack + values[height] - np.repeat(values[height + 1], levels[height])
-        result: Floats = np.repeat(slack - values[0], self.block.leaf_sizes) + priced.cell_value[self.block.leaf_cells]
+                slack = slack + values[height] - np.repeat(values[height + 1], levels[height].sizes)
+        result: Floats = np.repeat(slack - values[0], self.leaves.sizes) + priced.cell_value[self.leaf_cells]
         return result
 
     def excess(self, costs: Floats) -> Floats:
         """For every candidate, how much dearer than the cheapest its component becomes once it is taken."""
         priced = self.price(costs)
-        cell_slack = np.full(len(self.cell_starts), np.inf)
-        np.minimum.at(cell_slack, self.block.leaf_cells, self.leaf_slack(priced))
+        cell_slack = np.full(len(self.cells.sizes), np.inf)
+        np.minimum.at(cell_slack, self.leaf_cells, self.leaf_slack(priced))
         result = np.empty(len(costs))
-        result[self.order] = priced.ordered + np.repeat(cell_slack - priced.cell_value, self.cell_sizes)
+        result[self.order] = priced.ordered + np.repeat(cell_slack - priced.cell_value, self.cells.sizes)
         return np.maximum(result, 0.0)
 
     def through(self, costs: Floats, wanted: Ints) -> tuple[Ints, Ints]:
@@ -134,35 +152,29 @@ class Tree:
         """
         priced = self.price(costs)
         slack = self.leaf_slack(priced)
-        best = np.full(len(self.cell_starts), np.inf)
-        np.minimum.at(best, self.block.leaf_cells, slack)
-        entries = np.flatnonzero(slack == best[self.block.leaf_cells])
-        reached, first = np.unique(self.block.leaf_cells[entries], return_index=True)
+        best = np.full(len(self.cells.sizes), np.inf)
+        np.minimum.at(best, self.leaf_cells, slack)
+        entries = np.flatnonzero(slack == best[self.leaf_cells])
+        reached, first = np.unique(self.leaf_cells[entries], return_index=True)
         entry_of = np.full(len(best), -1)
         entry_of[reached] = entries[first]
         place = np.argsort(self.order)[wanted]
-        cell = np.searchsorted(self.cell_starts, place, side="right") - 1
+        cell = np.searchsorted(self.cells.starts, place, side="right") - 1
         if (entry_of[cell] < 0).any():
             raise ValueError("a wanted candidate is in no choice that keeps the relations; its excess is infinite")
-        path = [np.searchsorted(starts(self.block.leaf_sizes), entry_of[cell], side="right") - 1]
-        for sizes in self.block.levels:
-            path.append(np.searchsorted(starts(sizes), path[-1], side="right") - 1)
+        path = [np.searchsorted(self.leaves.starts, entry_of[cell], side="right") - 1]
+        for level in self.levels:
+            path.append(np.searchsorted(level.starts, path[-1], side="right") - 1)
         query, picked = self.descend(priced, path[-1], path, cell, place)
         return picked, query
 
 
-def starts(sizes: Ints) -> Ints:
-    """Where each run of these lengths starts."""
-    result: Ints = np.cumsum(sizes) - sizes
-    return result
-
-
-def children_of(sizes: Ints, nodes: Ints) -> tuple[Ints, Ints]:
+def children_of(level: Runs, nodes: Ints) -> tuple[Ints, Ints]:
     """The children of some nodes in a level, and for each child the position of its parent in `nodes`."""
-    counts = sizes[nodes]
+    counts = level.sizes[nodes]
     owner = np.repeat(np.arange(len(nodes)), counts)
-    within = np.arange(len(owner)) - np.repeat(starts(counts), counts)
-    return starts(sizes)[nodes][owner] + within, owner
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return level.starts[nodes][owner] + within, owner
 
 
 def first_of(children: Ints, owner: Ints, wanted: Bools) -> Ints:
@@ -170,18 +182,3 @@ def first_of(children: Ints, owner: Ints, wanted: Bools) -> Ints:
     _, first = np.unique(owner[wanted], return_index=True)
     result: Ints = children[wanted][first]
     return result
-
-
-def pad(block: Block, depth: int) -> Block:
-    """The same trees with sums and minima of one child on top."""
-    missing = depth - len(block.levels)
-    return Block(block.leaf_sizes, block.leaf_cells, block.levels + (np.ones(block.roots, dtype=np.int64),) * missing)
-
-
-def side_by_side(blocks: list[Block]) -> Block:
-    """Trees of equal depth as one block."""
-    return Block(
-        np.concatenate([block.leaf_sizes for block in blocks]),
-        np.concatenate([block.leaf_cells for block in blocks]),
-        tuple(np.concatenate(levels) for levels in zip(*(block.levels for block in blocks), strict=True)),
-    )

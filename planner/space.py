@@ -209,9 +209,15 @@ class Space:
         repeats freely and never worsens the optimum. Candidates are kept in one order, so equal sets are equal spaces.
         """
 
+        # Sites are offered much the same, and ordering is what takes time: each set of candidates is ordered once.
+        ordered: dict[tuple[Choice, frozenset[Choice]], tuple[Choice, ...]] = {}
+
         def widened(site: Site, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
-            offered = {variant for choice in choices for variant in variants(site, choice)}
-            return (choices[0], *sorted((offered | set(choices)) - {choices[0]}, key=repr))
+            every = frozenset({variant for choice in choices for variant in variants(site, choice)}.union(choices))
+            key = choices[0], every
+            if key not in ordered:
+                ordered[key] = (choices[0], *sorted(every - {choices[0]}, key=repr))
+            return ordered[key]
 
         return Space({site: widened(site, choices) for site, choices in self.candidates.items()}, self.constraints)
 
@@ -255,9 +261,13 @@ def violated(chosen: Chosen, constraints: Iterable[Constraint]) -> Constraint | 
 
 def check(space: Space, after: str) -> None:
     """Raise InvalidSpace, naming the pass, where a space breaks the rules of the representation."""
+    alike: set[tuple[type, int]] = set()
     for site, choices in space.candidates.items():
         if not choices:
             raise InvalidSpace(f"{after}: {site} is left with no candidate")
+        if (type(site), id(choices)) in alike:  # sites often share one tuple of candidates
+            continue
+        alike.add((type(site), id(choices)))
         if len(set(choices)) != len(choices):
             raise InvalidSpace(f"{after}: {site} offers the same candidate twice")
         wanted = KvChoice if isinstance(site, KvSite) else WeightChoice

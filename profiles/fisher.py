@@ -43,13 +43,6 @@ class Capture:
     scale: dict[int, float] = field(default_factory=dict)
 
 
-def causal_mask(queries: range, keys: Tensor, reach: int | None) -> Tensor:
-    """Which keys a block of queries may see: [queries, keys]; `reach` is the trained sliding window."""
-    now = torch.arange(queries.start, queries.stop)[:, None]
-    sees = keys[None] <= now
-    return sees if reach is None else sees & (keys[None] > now - reach)
-
-
 def captured_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -68,7 +61,8 @@ def captured_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = None
     if sliding_window is not None and sliding_window < tokens:
-        mask = causal_mask(range(tokens), torch.arange(tokens), sliding_window)
+        now = torch.arange(tokens)
+        mask = (now <= now[:, None]) & (now > now[:, None] - sliding_window)
     out = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
     )
@@ -156,24 +150,19 @@ def option_products(q: Tensor, k: Tensor, v: Tensor, gradient: Tensor, scale: fl
     errors = torch.cat([value - v for value in options.values], 1)  # one matmul for all formats
     for b, start in enumerate(range(0, tokens, BLOCK)):
         block = range(start, min(start + BLOCK, tokens))
-        rows, here = q[:, block.start : block.stop] * scale, gradient[:, :, block.start : block.stop]
-        mask = causal_mask(block, torch.arange(block.stop), options.reach)
-        exact = rows @ k[: block.stop].T
-        dense = _chances(exact, mask) @ v[: block.stop]  # [group, block, head_dim]
-        for i, keys in enumerate((k, *options.keys)):
-            scores = exact if i == 0 else rows @ keys[: block.stop].T
-            for w, window in enumerate(options.windows):
-                for part in _parts(block, window):
-                    inside = slice(part.start - block.start, part.stop - block.start)
-                    columns, sees = window_columns(part, window, options, mask[inside, : part.stop])
-                    chances = _chances(scores[:, inside, columns], sees)
-                    toward = here[:, :, inside]
-                    if i == 0:
-                        change = (chances @ errors[columns]).unflatten(-1, (len(options.values), -1))
-                        by_value[:, b, w] += torch.einsum("jgtd,gtvd->jv", toward, change).double()
-                    else:
-                        change = chances @ v[columns] - dense[:, inside]
-                        by_key[:, b, w, i - 1] += torch.einsum("jgtd,gtd->j", toward, change).double()
+        rows, toward = q[:, block.start : block.stop] * scale, gradient[:, :, block.start : block.stop]
+        dense = _chances(rows @ k[: block.stop].T, _sees(block, None, options)) @ v[: block.stop]
+        for w, window in enumerate(options.windows):
+            for part in _parts(block, window):
+                inside = slice(part.start - block.start, part.stop - block.start)
+                sees, few, target = _sees(part, window, options), rows[:, inside], toward[:, :, inside]
+                chances = _chances(few @ _columns(k, part, window, options).T, sees)
+                change = (chances @ _columns(errors, part, window, options)).unflatten(-1, (len(options.values), -1))
+                by_value[:, b, w] += torch.einsum("jgtd,gtvd->jv", target, change).double()
+                held = _columns(v, part, window, options)
+                for i, keys in enumerate(options.keys):
+                    out = _chances(few @ _columns(keys, part, window, options).T, sees) @ held
+                    by_key[:, b, w, i] += (target * (out - dense[:, inside])).sum((1, 2, 3)).double()
     return KvProducts(by_key, by_value)
 
 
@@ -183,18 +172,29 @@ def _parts(block: range, window: int | None) -> Iterator[range]:
     return (range(at, min(at + size, block.stop)) for at in range(block.start, block.stop, size))
 
 
-def window_columns(block: range, window: int | None, options: Options, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The keys a block of queries needs under a window of coded tokens, and which of them each query sees.
+def _first(part: range, window: int | None, options: Options) -> tuple[int, int]:
+    """Protected sinks, and the first other key, that some query of a part may see under a window of coded tokens."""
+    reach = part.start - options.reach + 1 if options.reach is not None else 0
+    if window is None or window + options.sinks >= part.stop:
+        return 0, max(0, reach)
+    return options.sinks, max(options.sinks, reach, part.start - window + 1)
 
-    `mask` [queries, block.stop] is what the model lets them see.
-    """
-    if window is None or window + options.sinks >= block.stop:
-        return torch.arange(block.stop), mask
-    sinks = options.sinks if options.reach is None else 0
-    first = max(sinks, block.start - window + 1)
-    columns = torch.cat([torch.arange(sinks), torch.arange(first, block.stop)])
-    now = torch.arange(block.start, block.stop)[:, None]
-    return columns, mask[:, columns] & ((columns < sinks) | (columns > now - window))
+
+def _columns(x: Tensor, part: range, window: int | None, options: Options) -> Tensor:
+    """The rows of [tokens, ...] that some query of a part may see."""
+    sinks, first = _first(part, window, options)
+    return torch.cat([x[:sinks], x[first : part.stop]]) if sinks else x[first : part.stop]
+
+
+def _sees(part: range, window: int | None, options: Options) -> Tensor:
+    """Which of those rows each query of a part sees: [queries, columns]."""
+    sinks, first = _first(part, window, options)
+    keys = torch.cat([torch.arange(sinks), torch.arange(first, part.stop)])
+    now = torch.arange(part.start, part.stop)[:, None]
+    sees = keys <= now
+    if options.reach is not None:
+        sees &= keys > now - options.reach
+    return sees if window is None else sees & ((keys < options.sinks) | (keys > now - window))
 
 
 def _chances(scores: Tensor, sees: Tensor) -> Tensor:
@@ -210,12 +210,11 @@ def recent_mass(q: Tensor, k: Tensor, scale: float, options: Options) -> Tensor:
     shares = torch.zeros(len(options.windows), dtype=torch.float64)
     for start in range(tokens // 2, tokens, BLOCK):
         block = range(start, min(start + BLOCK, tokens))
-        mask = causal_mask(block, torch.arange(block.stop), options.reach)
-        scores = (q[:, block.start : block.stop] * scale) @ k[: block.stop].T
-        mass = _chances(scores, mask)
+        mass = _chances((q[:, block.start : block.stop] * scale) @ k[: block.stop].T, _sees(block, None, options))
         for w, window in enumerate(options.windows):
-            columns, sees = window_columns(block, window, options, mask)
-            shares[w] += (mass[..., columns] * sees).sum().double()
+            sees = _sees(block, window, options)
+            held = _columns(mass.permute(2, 0, 1), block, window, options)
+            shares[w] += (held * sees.T[:, None]).sum().double()
     return shares / (q.shape[0] * (tokens - tokens // 2))
 
 

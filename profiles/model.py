@@ -5,6 +5,8 @@ The work is kept document by document in a directory, so that a killed run goes 
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,23 +169,29 @@ class Profiler:
                 found.append(gradient[0])
             self.progress(stage, draw + 1, steps)
         del logits, outs, scalar
-        products, masses = [], []
-        with torch.no_grad():
-            for site, layer in self._sites():
-                stacked = torch.stack(gradients[site.layer])
-                heads = slice(site.kv_head * layer.group, (site.kv_head + 1) * layer.group)
-                q, k = capture.q[site.layer][heads], capture.k[site.layer][site.kv_head]
-                v = capture.v[site.layer][site.kv_head]
+        done = 0
+
+        def price(site: KvSite) -> tuple[fisher.KvProducts, Tensor]:
+            nonlocal done
+            layer = self.spec.layers[site.layer]
+            heads = slice(site.kv_head * layer.group, (site.kv_head + 1) * layer.group)
+            q, k = capture.q[site.layer][heads], capture.k[site.layer][site.kv_head]
+            v, scale = capture.v[site.layer][site.kv_head], capture.scale[site.layer]
+            gradient = torch.stack([g[heads] for g in gradients[site.layer]])
+            with torch.inference_mode():
                 options = self._options(k, v, statics[site], layer.window)
-                scale = capture.scale[site.layer]
-                products.append(fisher.option_products(q, k, v, stacked[:, heads], scale, options))
-                masses.append(fisher.recent_mass(q, k, scale, options).numpy())
-                if site.kv_head == layer.kv_heads - 1:
-                    self.progress(stage, calibration.draws + site.layer + 1, steps)
+                found = fisher.option_products(q, k, v, gradient, scale, options)
+                mass = fisher.recent_mass(q, k, scale, options)
+            done += 1
+            self.progress(stage, calibration.draws + done // layer.kv_heads, steps)
+            return found, mass
+
+        with one_thread_each() as pool:
+            priced = list(pool.map(price, self.spec.kv_sites))
         return {
-            "by_key": np.stack([p.by_key.numpy() for p in products]),
-            "by_value": np.stack([p.by_value.numpy() for p in products]),
-            "mass": np.stack(masses),
+            "by_key": np.stack([products.by_key.numpy() for products, _ in priced]),
+            "by_value": np.stack([products.by_value.numpy() for products, _ in priced]),
+            "mass": np.stack([mass.numpy() for _, mass in priced]),
         }
 
     def _options(self, k: Tensor, v: Tensor, statics: KvStatics, reach: int | None) -> fisher.Options:
@@ -242,6 +250,18 @@ class Profiler:
             change = torch.from_numpy(self.executor.recode_weight(tensor.name, form)) - dense
             changes.append((change.T if self.weights.transposed(tensor.name) else change).half())
         return changes
+
+
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """As many workers as torch has threads, each computing on one: many small matrices run in parallel best so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def mean_and_error(squares: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -131,7 +131,8 @@ class TransformersExecutor:
         scale = statics.k_scale if part == "k" else statics.v_scale
         half = [torch.from_numpy(np.asarray(x)).half().float()[None, None] for x in (mean, scale)]
         code = runner.Code(int(form.bits), dim, *half)
-        read: NDArray[np.float32] = code.decode(code.encode(torch.from_numpy(values)[None, None]))[0, 0].numpy()
+        back = code.restored(code.decode(code.encode(torch.from_numpy(values)[None, None])))[0, 0]
+        read: NDArray[np.float32] = (back + half[0][0, 0] if form.scheme == "rotated" else back).numpy()
         return read
 
     def recode_weight(self, name: str, form: WeightFormat) -> NDArray[np.float32]:

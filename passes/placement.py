@@ -52,7 +52,7 @@ class Placement:
 
 
 def stays(space: Space, ctx: PassContext) -> bool:
-    """Whether bytes give no reason to leave the fastest tier: the space's first candidates fit, and it costs nothing."""
+    """Whether bytes give no reason to leave the fastest tier: what the space starts from fits there."""
     if len(ctx.hardware.tiers) == 1:
         return True
     first = {site: choices[0] for site, choices in space.candidates.items()}

@@ -5,7 +5,7 @@ one share p whose prefixes, over all layers, fill the budget. `budgets` is its e
 every layer goes in one list by the mass its layer holds before it, and the budget takes the smallest. What differs:
 steps of a page instead of single tokens; a layer's curve is the mass its sinks and newest tokens hold (so its budget is
 a window), measured at some windows and interpolated between them, averaged over its KV heads; the longest context
-counts. The pass offers the windows of several budgets; one budget for all layers is what `single_methods` compares with.
+counts. The pass offers the windows of several budgets; one for all layers is what `single_methods` compares with.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from passes.spans import check_shares, check_tokens, coded_tokens, offer
 from planner.errors import InputError
-from planner.loss import LossModel
 from planner.pipeline import PassContext
 from planner.space import KvSite, Space, Window
 
@@ -39,7 +38,7 @@ class PrefixKv:
     def run(self, space: Space, ctx: PassContext) -> Space:
         if ctx.loss is None:
             return space
-        curves = layer_curves(ctx, ctx.loss, self.page)
+        curves = layer_curves(ctx, self.page)
         steps = sum(map(len, curves))
         plans = [budgets(curves, max(round(share * steps), len(curves))) for share in self.shares]
 
@@ -66,15 +65,17 @@ def budgets(curves: Sequence[Floats], total_steps: int) -> tuple[int, ...]:
     return tuple(np.bincount(layer[smallest], minlength=len(curves)).tolist())
 
 
-def layer_curves(ctx: PassContext, loss: LossModel, page: int) -> list[Floats]:
+def layer_curves(ctx: PassContext, page: int) -> list[Floats]:
     """For each layer the mass held before each page of its cache at the longest context, mean over its KV heads.
 
     Between measured windows the mass is interpolated over the logarithm of the tokens, as losses are. The first page
     comes before all others (its layer holds nothing yet): every layer keeps some window.
     """
-    profile, longest = loss.profile, ctx.workload.longest_tokens
+    if ctx.loss is None:
+        raise InputError("prefix budgets need attention mass, which a profile of the model's weights holds")
+    profile, longest = ctx.loss.profile, ctx.workload.longest_tokens
     if longest not in profile.context_tokens:
-        raise InputError(f"the profile was measured at {profile.context_tokens} tokens, not at {longest}; profile again")
+        raise InputError(f"the profile was measured at {profile.context_tokens} tokens, not {longest}; profile again")
     mass = profile.mass[:, :, profile.context_tokens.index(longest)]
     curves = []
     for layer in range(len(ctx.spec.layers)):

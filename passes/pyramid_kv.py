@@ -57,7 +57,7 @@ def budgets(total_tokens: int, layers: int, beta: float = BETA, most: int | None
     mean = total_tokens / layers
     if mean < 1 or (most is not None and mean > most):
         fitting = "" if most is None else f" and at most {layers * most}"
-        raise InputError(f"pyramid budgets: {total_tokens} tokens over {layers} layers; give at least {layers}{fitting}")
+        raise InputError(f"pyramid budgets: {total_tokens} tokens for {layers} layers; give at least {layers}{fitting}")
     least = max(mean / beta, 1.0)
     highest = 2 * mean - least
     if most is not None and highest > most:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from planner.errors import InvalidSpace
 from planner.goal import Goal, Workload
-from planner.space import Choice, Constraint, KvChoice, KvSite, Site, WeightChoice, WeightSite, violated
+from planner.space import Choice, Chosen, Constraint, KvChoice, KvSite, Site, WeightChoice, WeightSite, violated
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,21 @@ class Plan:
     def without_measurement(self) -> "Plan":
         """The part that re-solving reproduces byte for byte."""
         return replace(self, measured=None, quality_verified=False, speed_measured=False)
+
+
+def trial(name: str, workload: Workload, chosen: Chosen) -> Plan:
+    """A plan of no provenance and no price, to be run and thrown away."""
+    return Plan(
+        name=name,
+        workload=workload,
+        goal=Goal(),
+        provenance=Provenance("", "", "", "", "", (), 0, ""),
+        kv=tuple((s, c) for s, c in chosen.items() if isinstance(s, KvSite) and isinstance(c, KvChoice)),
+        weights=tuple((s, c) for s, c in chosen.items() if isinstance(s, WeightSite) and isinstance(c, WeightChoice)),
+        constraints=(),
+        solver=None,
+        predicted=None,
+    )
 
 
 def sha256(text: str) -> str:

@@ -3,6 +3,8 @@
     reduce    drop candidates that others match or beat, limits nothing can reach          solver_reduce
     bound     prices on the limits, by column generation over independent components       solver_dual, solver_tree
     improve   exchanges of small reduced cost, from the linear programme's likeliest choice solver_search
+    divide    relations that span many sites, side by side, where a gap is left            solver_divide
+    combine   whole choices of components as candidates, where a gap is left               solver_combine
     prove     branch and bound on what the bound cannot rule out, where a gap is left      solver_exact
 
 Knows numbers only. The same problem and options give the same solution on any run: work is counted, never timed.
@@ -10,16 +12,17 @@ Knows numbers only. The same problem and options give the same solution on any r
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 
 from planner.errors import Infeasible
 from planner.solver_branch import build
+from planner.solver_divide import divide, start
 from planner.solver_dual import Bound, bound, span
 from planner.solver_problem import AtMost, Floats, Implies, Ints, Problem
 from planner.solver_reduce import reduce
-from planner.solver_search import improve, polish
+from planner.solver_search import polish
 
 __all__ = ["AtMost", "Implies", "InfeasibleProblem", "LimitReport", "Problem", "Solution", "explain", "solve"]
 
@@ -28,6 +31,8 @@ Status = Literal["optimal", "within gap", "stopped"]
 # A gap of this share of the objective, or of what it ranges over, is the rounding of floats and units.
 ROUNDING = 1e-9
 RANGE_ROUNDING = 1e-12
+# With so few candidates branch and bound is quick, and better than dividing.
+EASILY_PROVED = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +77,10 @@ class NoChoice:
     proved: bool
 
 
-def solve(problem: Problem, *, gap: float = 1e-3, seed: int = 0, effort: float = 4.0) -> Solution:
+def solve(problem: Problem, *, gap: float = 1e-3, seed: int = 0, effort: float = 2.0) -> Solution:
     """The choice of least objective, proved to within `gap` (a share of it), or to the end for a gap of 0.
 
-    `effort` bounds the branch and bound, in units of about a second; it is used only where a gap is left.
+    `effort` bounds each branch and bound, in units of one to three seconds; it is used only where a gap is left.
 
     >>> usage = np.array([[0.0, 8.0], [1.0, 4.0], [0.0, 8.0], [3.0, 4.0]])
     >>> problem = Problem((2, 2), ("loss", "bytes"), usage, np.zeros(2), np.array([np.inf, 12.0]), (0,))
@@ -85,12 +90,12 @@ def solve(problem: Problem, *, gap: float = 1e-3, seed: int = 0, effort: float =
     """
     found = attempt(problem, gap, seed, effort)
     if isinstance(found, NoChoice):
-        raise InfeasibleProblem(explain(problem, gap=gap, seed=seed, effort=effort), found.proved)
+        raise InfeasibleProblem(explain(problem, gap=gap, seed=seed, effort=effort / 4), found.proved)
     return found
 
 
 def explain(
-    problem: Problem, *, gap: float = 1e-3, seed: int = 0, effort: float = 1.0
+    problem: Problem, *, gap: float = 1e-3, seed: int = 0, effort: float = 0.5
 ) -> tuple[LimitReport, ...]:
     """For every limit the least value that its row can take; nothing where the relations alone leave no choice.
 
@@ -149,20 +154,30 @@ def attempt(problem: Problem, gap: float, seed: int, effort: float) -> Solution 
     dual = bound(core, tree)
     if dual is None:
         return NoChoice(proved=True)
-    chosen = improve(core, tree, dual, dual.value + gap * abs(dual.value))
-    proved = dual.value
-    if chosen is None or distance(core, chosen, proved) > max(gap, ROUNDING):
-        # Imported where it is needed: it takes longer than most problems do.
-        from planner.solver_exact import prove
+    chosen, proved = start(core, tree, dual, dual.value + gap * abs(dual.value)), dual.value
+    if settled(chosen, core, proved, gap):
+        return finish(problem, kept, chosen, core, dual, proved, gap)
+    # Imported where it is needed: it takes longer than most problems do.
+    from planner.solver_combine import combine
+    from planner.solver_exact import prove
 
+    if len(core.usage) > EASILY_PROVED:
+        chosen, proved = divide(core, tree, dual, chosen, gap)
+        if tree.exact and len(tree.components) < len(core.groups) and not settled(chosen, core, proved, gap):
+            chosen = combine(core, tree, dual, chosen, gap, seed, effort)
+    if not settled(chosen, core, proved, gap):
         proof = prove(core, tree, dual, chosen, gap, seed, effort)
         if chosen is None and proof.chosen is None:
             return NoChoice(proof.infeasible)
         chosen, proved = better(core, chosen, proof.chosen), max(proved, proof.bound)
-        if chosen is None:
-            return NoChoice(proved=False)
-        chosen = polish(core, tree, dual, chosen)
-    return finish(problem, kept, chosen, core, dual, proved, gap)
+    if chosen is None:
+        return NoChoice(proved=False)
+    return finish(problem, kept, polish(core, tree, dual, chosen), core, dual, proved, gap)
+
+
+def settled(chosen: Ints | None, problem: Problem, proved: float, gap: float) -> TypeGuard[Ints]:
+    """Whether there is a choice, and the bound proves it good enough."""
+    return chosen is not None and distance(problem, chosen, proved) <= max(gap, ROUNDING)
 
 
 def better(problem: Problem, first: Ints | None, second: Ints | None) -> Ints | None:

@@ -34,32 +34,31 @@ class Block:
         return len(self.levels[-1]) if self.levels else len(self.leaf_sizes)
 
 
-def build(problem: Problem, most_leaves: int = MOST_LEAVES) -> Tree | None:
-    """The tree of a problem, with room for so many leaves; None where its relations contradict one another."""
-    numbers = cells(problem)
-    counts = np.array([max(own) + 1 for own in numbers])
-    first_cell = np.cumsum(counts) - counts
-    cell = np.concatenate([first + np.array(own) for first, own in zip(first_cell, numbers, strict=True)])
-    order = np.argsort(cell, kind="stable").astype(np.int64)
-    builder = Builder(problem, cell, most_leaves)
-    relations: list[Relation] = [*problem.at_most, *problem.requires]
-    allowed = {s: tuple(range(first_cell[s], first_cell[s] + counts[s])) for s in range(len(counts))}
-    blocks, components, exact = [], [], True
-    parts = list(split(allowed, relations))
-    for done, (part, own) in enumerate(parts):
-        components.append(np.array(sorted(part), dtype=np.int64))
-        block, dropped = builder.within(part, own, builder.leaves_left // (len(parts) - done))
+def build(problem: Problem, most_leaves: int = MOST_LEAVES, possible: bool = False) -> Tree | None:
+    """The tree of a problem, with room for so many leaves; None where its relations contradict one another.
+
+    Where the room is too small, relations are left out, and the tree bounds the problem from below; or, for a tree of
+    `possible` choices only, label limits are tightened, and it may be None though the problem has choices.
+    """
+    builder = Builder(problem, most_leaves)
+    parts = list(split(builder.allowed, builder.relations))
+    grown: dict[int, Block] = {}
+    exact = True
+    # The simple ones first: what they leave of the room goes to the others.
+    for done, number in enumerate(sorted(range(len(parts)), key=lambda n: len(parts[n][1]))):
+        block, changed = builder.within(*parts[number], builder.leaves_left // (len(parts) - done), possible)
         if block is None:
             return None
-        exact = exact and not dropped
-        blocks.append(block)
+        exact = exact and not changed
+        grown[number] = block
+    blocks = [grown[number] for number in range(len(parts))]
     depth = max(len(block.levels) for block in blocks)
     whole = side_by_side([pad(block, depth) for block in blocks])
     return Tree(
-        components=tuple(components),
+        components=tuple(np.array(sorted(part), dtype=np.int64) for part, _ in parts),
         exact=exact,
-        order=order,
-        cells=runs(np.bincount(cell).astype(np.int64)),
+        order=np.argsort(builder.cell, kind="stable").astype(np.int64),
+        cells=runs(np.bincount(builder.cell).astype(np.int64)),
         leaves=runs(whole.leaf_sizes),
         leaf_cells=whole.leaf_cells,
         levels=tuple(runs(sizes) for sizes in whole.levels),
@@ -96,31 +95,65 @@ class TooLarge(Exception):
 class Builder:
     """Builds blocks of one problem and counts the leaves they take."""
 
-    def __init__(self, problem: Problem, cell: Ints, leaves: int) -> None:
-        self.leaves_left = leaves
-        self.floor = -math.inf
-        representative = np.unique(cell, return_index=True)[1]
+    def __init__(self, problem: Problem, leaves: int = MOST_LEAVES) -> None:
+        self.relations: list[Relation] = [*problem.at_most, *problem.requires]
+        numbers = cells(problem)
+        counts = np.array([max(own) + 1 for own in numbers])
+        first = (np.cumsum(counts) - counts).tolist()
+        self.cell = np.concatenate([start + np.array(own) for start, own in zip(first, numbers, strict=True)])
+        self.allowed = {s: tuple(range(first[s], first[s] + int(counts[s]))) for s in range(len(counts))}
+        representative = np.unique(self.cell, return_index=True)[1]
         local = representative - np.repeat(problem.starts, problem.groups)[representative]
         self.local: list[int] = local.tolist()  # one candidate that stands for its cell
+        self.leaves_left = leaves
+        self.floor = -math.inf
+        self.known: dict[tuple[object, ...], Block | None] = {}
 
-    def within(self, allowed: Allowed, relations: list[Relation], budget: int) -> tuple[Block | None, bool]:
-        """The block of one component, leaving out its widest relations until it fits; and whether any was left out."""
+    def within(
+        self, allowed: Allowed, relations: list[Relation], budget: int, possible: bool
+    ) -> tuple[Block | None, bool]:
+        """The block of one component, its widest relations loosened or tightened until it fits; whether any was."""
         left = list(relations)
+        changed = False
         while True:
             before = self.leaves_left
+            self.known.clear()
             self.floor = before - budget if left else -math.inf
             try:
-                return self.parts(allowed, left), len(left) < len(relations)
+                return self.parts(allowed, left), changed
             except TooLarge:
                 self.leaves_left = before
-                left.remove(max(left, key=lambda relation: self.branches(allowed, relation)))
+                changed = True
+                widest = max(left, key=lambda relation: self.branches(allowed, relation))
+                left.remove(widest)
+                if possible:
+                    allowed, tighter = self.tightened(allowed, widest)
+                    left += tighter
+
+    def tightened(self, allowed: Allowed, relation: Relation) -> tuple[Allowed, list[Relation]]:
+        """A stricter relation with fewer branches, or fewer cells that keep it in any case."""
+        if isinstance(relation, AtMost) and relation.most > 1:
+            return allowed, [AtMost(relation.sites, relation.labels, relation.most - 1)]
+        # The last side of an implication takes what it asks for, the first label set has the lowest labels.
+        sides = [s for s in self.sides(allowed, relation) if all(s.values())]
+        return (sides[-1] if isinstance(relation, Implies) else sides[0]) if sides else allowed, []
 
     def parts(self, allowed: Allowed, relations: list[Relation]) -> Block | None:
         """The component as one tree."""
         return self.join([[self.part(part, own) for part, own in split(allowed, relations)]])
 
     def part(self, allowed: Allowed, relations: list[Relation]) -> Block | None:
-        """One connected part as one tree; None where its relations leave no choice."""
+        """One connected part as one tree; None where its relations leave no choice. The same part is grown once."""
+        if len(relations) < 2:
+            return self.grow(allowed, relations)
+        key = (*allowed.items(), *map(id, relations))
+        if key not in self.known:
+            self.known[key] = self.grow(allowed, relations)
+        elif (block := self.known[key]) is not None:
+            self.spend(len(block.leaf_cells))
+        return self.known[key]
+
+    def grow(self, allowed: Allowed, relations: list[Relation]) -> Block | None:
         if not relations:
             (own,) = allowed.values()
             self.spend(len(own))
@@ -173,7 +206,7 @@ class Builder:
         return math.comb(count, min(relation.most, count))
 
     def best_to_branch(self, allowed: Allowed, relations: list[Relation]) -> Relation:
-        """The relation with few branches whose removal leaves small parts."""
+        """The relation with few branches whose removal leaves small parts (of many, every so many are tried)."""
         step = -(-len(relations) // TRIED)
 
         def work(relation: Relation) -> int:

@@ -210,12 +210,8 @@ def ladder(problem: Problem, tree: Tree) -> list[Ints]:
         tight[row] = goal / (spread[row] or 1.0)
     found = [tree.cheapest(tree.price(weighted(problem.usage, weights)))]
     if problem.limited:
-        for step in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e2, 1e6):
+        for step in (1e-4, 1e-2, 1e-1, 1.0, 1e4):
             found.append(tree.cheapest(tree.price(weighted(problem.usage, weights + step * tight))))
-        for row in problem.limited:
-            alone = np.zeros(count)
-            alone[row] = tight[row]
-            found.append(tree.cheapest(tree.price(weighted(problem.usage, 1e-6 * weights + alone))))
     return found
 
 

@@ -18,6 +18,8 @@ from planner.solver_tree import Tree
 ROOM_BITS = 40
 VALUE_BITS = 58
 MARGIN = 1e-9
+# Branch and bound is lost among more candidates than this.
+MOST_CANDIDATES = 10_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +40,16 @@ def prove(
     keep = np.isfinite(excess) if incumbent is None else bound.value + excess <= best + MARGIN * abs(best)
     if incumbent is not None:
         keep[problem.starts + incumbent] = True
+    partial = int(keep.sum()) > MOST_CANDIDATES
+    if partial:  # More than can be searched: the likeliest ones, which prove nothing.
+        likeliest = np.argsort(excess, kind="stable")[:MOST_CANDIDATES]
+        keep = keep & np.isin(np.arange(len(keep)), likeliest)
+        keep[problem.starts + tree.cheapest(tree.price(bound.costs(problem)))] = True
+        if incumbent is not None:
+            keep[problem.starts + incumbent] = True
     first = Model(problem, tree, bound, keep, incumbent, up=False).search(gap, seed, effort)
+    if partial:
+        first = Proof(first.chosen, bound.value, False)
     if first.chosen is None or problem.keeps(first.chosen):
         return first
     second = Model(problem, tree, bound, keep, incumbent, up=True).search(gap, seed, effort)

@@ -145,12 +145,20 @@ def cells(problem: Problem) -> list[list[int]]:
 
 
 def keep_only(problem: Problem, kept: Sequence[Ints]) -> Problem:
-    """The problem with only the candidates in `kept`, local indexes site by site, and all its relations."""
+    """The problem with only the candidates in `kept`, local indexes site by site, and the relations still in play."""
     local = [{int(old): new for new, old in enumerate(indexes)} for indexes in kept]
 
     def renumber(site: int, candidates: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(local[site][c] for c in candidates if c in local[site])
 
+    at_most = (
+        AtMost(a.sites, tuple(tuple(x[c] for c in kept[s]) for s, x in zip(a.sites, a.labels, strict=True)), a.most)
+        for a in problem.at_most
+    )
+    requires = (
+        Implies(i.site, renumber(i.site, i.candidates), i.other, renumber(i.other, i.other_candidates))
+        for i in problem.requires
+    )
     return Problem(
         groups=tuple(len(indexes) for indexes in kept),
         rows=problem.rows,
@@ -158,13 +166,7 @@ def keep_only(problem: Problem, kept: Sequence[Ints]) -> Problem:
         constant=problem.constant,
         limits=problem.limits,
         minimise=problem.minimise,
-        at_most=tuple(
-            AtMost(a.sites, tuple(tuple(x[c] for c in kept[s]) for s, x in zip(a.sites, a.labels, strict=True)), a.most)
-            for a in problem.at_most
-        ),
-        requires=tuple(
-            Implies(i.site, renumber(i.site, i.candidates), i.other, renumber(i.other, i.other_candidates))
-            for i in problem.requires
-        ),
+        at_most=tuple(a for a in at_most if len({label for own in a.labels for label in own}) > a.most),
+        requires=tuple(i for i in requires if i.candidates and len(set(i.other_candidates)) < len(kept[i.other])),
         tie_break=problem.tie_break,
     )

@@ -153,7 +153,7 @@ class Search:
             if whole:
                 return broken == 0, objective
             mended = self.merit.broken - broken
-            return mended > 1e-9 * self.merit.broken, np.maximum(cost, 0.0) / np.maximum(mended, TINY)
+            return mended > 1e-9 * self.merit.broken, np.maximum(cost, 0.0) / np.where(mended > 0, mended, 1.0)
         better = (broken == 0) & (objective < self.merit.objective - WORTHWHILE * abs(self.merit.objective))
         equal = (broken == 0) & (objective <= self.merit.objective)
         for place, r in enumerate(problem.tie_break):
@@ -206,7 +206,8 @@ class Search:
         new = merit(self.problem, totals)
         if new >= self.merit:
             return False
-        if (len(payload) > 1 or not self.tree.exact) and not keeps_relations(self.problem, trial):
+        single = len(payload) == 1 and payload[0] >= 0
+        if not (single or (len(payload) == 1 and self.tree.exact)) and not keeps_relations(self.problem, trial):
             return False
         changed = np.flatnonzero(trial != self.chosen)
         self.chosen, self.totals, self.merit = trial, totals, new
@@ -278,19 +279,16 @@ def moves_of(problem: Problem, tree: Tree, bound: Bound) -> Moves:
 
 
 def improve(problem: Problem, tree: Tree, bound: Bound, good_enough: float) -> Ints | None:
-    """The best choice that exchanges lead to from the bound's most promising ones; None if none keeps the limits."""
+    """The first choice within the limits that exchanges make of the bound's most promising ones, or None."""
     moves = moves_of(problem, tree, bound)
     possible = [s for s in bound.starts if tree.exact or keeps_relations(problem, s)]
     merits = sorted((merit(problem, problem.totals(s)), index) for index, s in enumerate(possible[1:], 1))
-    best: Search | None = None
     for start in (*possible[:1], *(possible[index] for _, index in merits[:MOST_STARTS])):
         search = Search(problem, tree, bound, moves, start)
         search.run(good_enough)
-        if search.merit.broken == 0 and (best is None or search.merit < best.merit):
-            best = search
-        if best is not None:
-            break
-    return None if best is None else best.chosen
+        if search.merit.broken == 0:
+            return search.chosen
+    return None
 
 
 def polish(problem: Problem, tree: Tree, bound: Bound, chosen: Ints) -> Ints:

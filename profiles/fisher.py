@@ -14,6 +14,7 @@ ratio of the two over all sites, which many sites make certain.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def captured_attention(
     """Dense causal attention that leaves its inputs and output in `capture`."""
     if capture is None:
         raise RuntimeError("captured attention was called without a capture; use forward()")
-    tokens, layer = query.shape[2], int(module.layer_idx)
+    tokens, layer = query.shape[2], cast(int, module.layer_idx)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = None
     if sliding_window is not None and sliding_window < tokens:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,17 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from planner.executor import Executor, KvStatics, Progress, Weights
+from planner.executor import Executor, KvStatics, Progress
 from planner.profile import KvPrices, ModelProfile, WeightPrices
 from planner.space import KvFormat, KvSite, WeightFormat
 from planner.spec import LayerSpec, ModelSpec, TensorSpec
 from profiles import fisher
 from profiles.parts import Parts
+from profiles.weights import CheckpointWeights
 
 WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Windows of coded tokens that are priced, as far as they are shorter than the context."""
-
-WEIGHT_DOCUMENT_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,18 @@ def document_sha256(tokens: Sequence[int]) -> str:
 
 @dataclass
 class Profiler:
-    """One model being measured under one runtime's formats; `model` is it in float32, by transformers."""
+    """One model being measured under one runtime's formats."""
 
-    model: PreTrainedModel
+    weights: CheckpointWeights
     spec: ModelSpec
-    weights: Weights
     executor: Executor
     calibration: Calibration
     parts: Parts
     progress: Progress
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.weights.model
 
     @property
     def kv_formats(self) -> tuple[KvFormat, ...]:
@@ -85,7 +88,7 @@ class Profiler:
         losses: dict[int, list[NDArray[np.float64]]] = {context: [] for context in contexts}
         mass = np.zeros((len(self.spec.kv_sites), len(self.windows) + 1, len(contexts)))
         for number, document in enumerate(self.calibration.documents):
-            part = self.parts.get(f"kv-{number}", lambda d=document, n=number: self._price_kv(d, n, statics))
+            part = self.parts.get(f"kv-{number}", partial(self._price_kv, document, number, statics))
             products = fisher.KvProducts(torch.from_numpy(part["by_key"]), torch.from_numpy(part["by_value"]))
             losses[len(document)].append(products.losses(len(document) // 2).transpose(0, 1).numpy())
             same = sum(len(d) == len(document) for d in self.calibration.documents)
@@ -196,13 +199,16 @@ class Profiler:
 
     def _options(self, k: Tensor, v: Tensor, statics: KvStatics, reach: int | None) -> fisher.Options:
         sinks = self.calibration.sinks if reach is None else 0
-        read: dict[str, list[Tensor]] = {"k": [], "v": []}
-        for part, x in (("k", k), ("v", v)):
+
+        def read(part: Literal["k", "v"], x: Tensor) -> tuple[Tensor, ...]:
+            found = []
             for form in self.kv_formats:
                 back = torch.from_numpy(self.executor.recode_kv(part, form, x.numpy(), statics)).clone()
                 back[:sinks] = x[:sinks].half().float()
-                read[part].append(back)
-        return fisher.Options((*self.windows, None), tuple(read["k"]), tuple(read["v"]), sinks, reach)
+                found.append(back)
+            return tuple(found)
+
+        return fisher.Options((*self.windows, None), read("k", k), read("v", v), sinks, reach)
 
     # --- weights --------------------------------------------------------------------------------
 
@@ -211,7 +217,7 @@ class Profiler:
         shape = (len(self.spec.tensors), len(self.weight_formats))
         found = []
         for number, document in enumerate(documents):
-            part = self.parts.get(f"weights-{number}", lambda d=document, n=number: self._price_weights_on(d, n))
+            part = self.parts.get(f"weights-{number}", partial(self._price_weights_on, document, number))
             found.append(part["squares"])
         loss, error = mean_and_error(np.concatenate(found)) if found else (np.full(shape, np.nan),) * 2
         return WeightPrices(self.spec.weight_sites, self.weight_formats, loss, error)

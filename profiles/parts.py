@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file, save
 
 from planner.files import write_bytes
 
-Arrays = Mapping[str, NDArray[np.float32] | NDArray[np.float64]]
+Array = NDArray[np.float32] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,15 @@ class Parts:
 
     directory: Path
 
-    def get(self, name: str, measure: Callable[[], Arrays]) -> dict[str, NDArray[np.float64]]:
+    def get(self, name: str, measure: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
         """The piece of that name, from disk or measured now and kept."""
         path = self.directory / f"{name}.safetensors"
         if path.is_file():
             try:
-                return dict(load_file(path))
+                return cast(dict[str, Array], load_file(path))
             except SafetensorError:
                 path.unlink()
         self.directory.mkdir(parents=True, exist_ok=True)
-        arrays = {key: np.ascontiguousarray(value) for key, value in measure().items()}
-        write_bytes(save(arrays), path)
+        arrays = dict(measure())
+        write_bytes(save({key: np.ascontiguousarray(value) for key, value in arrays.items()}), path)
         return arrays

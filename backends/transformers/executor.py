@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from backends.transformers import layout, runner
 from backends.transformers.grouped import dequantise, quantise
@@ -86,7 +87,7 @@ class TransformersExecutor:
     weights: Weights
     spec: ModelSpec
     statics: Mapping[KvSite, KvStatics] = field(default_factory=dict)
-    _built: tuple[object, runner.PreTrainedModel] | None = None
+    _built: tuple[object, PreTrainedModel] | None = None
 
     @property
     def capabilities(self) -> Capabilities:

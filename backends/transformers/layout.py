@@ -7,19 +7,18 @@ import torch
 from torch import Tensor
 
 from backends.transformers.grouped import quantise
-from backends.transformers.runner import pack
+from backends.transformers.runner import ClassEntry, KvLayout, WeightEntry, pack
 from planner.executor import KvStatics, Weights
 from planner.plan import Plan
 from planner.space import Full, KvChoice, KvSite, WeightFormat
 from planner.spec import ModelSpec
 
-Json = dict[str, object]
 Statics = Mapping[KvSite, KvStatics]
 
 
-def kv_layout(plan: Plan, spec: ModelSpec) -> Json:
+def kv_layout(plan: Plan, spec: ModelSpec) -> KvLayout:
     """The head classes of every layer, heads that are cached alike together."""
-    layers: list[list[Json]] = []
+    layers: list[list[ClassEntry]] = []
     chosen = dict(plan.kv)
     for index, layer in enumerate(spec.layers):
         classes: dict[KvChoice, list[int]] = {}
@@ -29,7 +28,7 @@ def kv_layout(plan: Plan, spec: ModelSpec) -> Json:
     return {"head_dim": [layer.head_dim for layer in spec.layers], "layers": layers}
 
 
-def head_class(choice: KvChoice, heads: list[int], reach: int | None) -> Json:
+def head_class(choice: KvChoice, heads: list[int], reach: int | None) -> ClassEntry:
     """One class as the runner's HeadClass names its fields."""
     return {
         "heads": heads,
@@ -52,9 +51,9 @@ def kv_tensors(plan: Plan, statics: Statics) -> Iterator[tuple[str, Tensor]]:
             yield f"kv.{site.layer}.{site.kv_head}::{part}", values.half()
 
 
-def weight_tensors(plan: Plan, weights: Weights) -> tuple[dict[str, Json], dict[str, Tensor]]:
+def weight_tensors(plan: Plan, weights: Weights) -> tuple[dict[str, WeightEntry], dict[str, Tensor]]:
     """weights.json and the tensors: packed where the plan has a choice, float32 for all the rest."""
-    formats: dict[str, Json] = {}
+    formats: dict[str, WeightEntry] = {}
     tensors: dict[str, Tensor] = {}
     chosen = {site.tensor: choice.format for site, choice in plan.weights}
     for name in weights.names():
@@ -67,7 +66,7 @@ def weight_tensors(plan: Plan, weights: Weights) -> tuple[dict[str, Json], dict[
     return formats, tensors
 
 
-def stored(name: str, form: WeightFormat, weights: Weights) -> tuple[Json, dict[str, Tensor]]:
+def stored(name: str, form: WeightFormat, weights: Weights) -> tuple[WeightEntry, dict[str, Tensor]]:
     """One matrix in one format: its entry of weights.json and its parts."""
     if form.scheme == "native":
         blocks = weights.native(name)
@@ -80,7 +79,7 @@ def stored(name: str, form: WeightFormat, weights: Weights) -> tuple[Json, dict[
     matrix = torch.from_numpy(weights.dense(name)).float()
     if form.scheme == "float":
         kind = torch.float32 if form.bits == 32 else torch.float16
-        return {"scheme": "float", "bits": int(form.bits)}, {"floats": matrix.to(kind)}
+        return {"scheme": "float", "bits": int(form.bits), "offset": None}, {"floats": matrix.to(kind)}
     codes, scale, minimum = quantise(matrix, int(form.bits), form.group)
     parts = {"codes": pack(codes, int(form.bits)), "scale": scale, "minimum": minimum}
     return {"scheme": "grouped", "bits": int(form.bits), "offset": None}, parts

@@ -28,11 +28,13 @@ def tiny(layers: int, attention: str) -> LlamaForCausalLM:
     """A Llama so small that a call costs what calling costs."""
     config = LlamaConfig(
         hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=layers,
-        vocab_size=32, pad_token_id=0, bos_token_id=0, eos_token_id=0, attn_implementation=attention,
+        vocab_size=32, pad_token_id=0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    model.set_attn_implementation(attention)
     model.requires_grad_(False)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ class RunnerProbe:
 
     def expand_weights(self, bits: int) -> tuple[int, Callable[[], object]] | None:
         if bits == 16:
-            packed = Packed("w", {"scheme": "float", "bits": 16}, {"w::floats": torch.randn(ROWS, COLS).half()})
+            packed = Packed("w", {"scheme": "float", "bits": 16, "offset": None}, {"w::floats": torch.randn(ROWS, COLS).half()})
         elif bits in (2, 3, 4, 5, 8):
-            packed = Packed("w", {"scheme": "grouped", "bits": bits}, self._parts(bits))
+            packed = Packed("w", {"scheme": "grouped", "bits": bits, "offset": None}, self._parts(bits))
         else:
             return None
         return ROWS * COLS, packed.dense

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict, cast
 
 import torch
 from safetensors.torch import load_file
@@ -26,6 +27,36 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, A
 from transformers.initialization import no_init_weights
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.pytorch_utils import Conv1D
+
+# --- what the files of an artefact say ----------------------------------------------------------
+
+
+class ClassEntry(TypedDict):
+    """One head class of a layer in kv.json; `HeadClass` says what the fields mean."""
+
+    heads: list[int]
+    k_bits: int
+    v_bits: int
+    sinks: int
+    alpha: int | None
+    beta: float
+    reach: int | None
+
+
+class KvLayout(TypedDict):
+    """kv.json: the head size of every layer, and its head classes."""
+
+    head_dim: list[int]
+    layers: list[list[ClassEntry]]
+
+
+class WeightEntry(TypedDict):
+    """One matrix in weights.json. The minimum of a group is stored where `offset` is None, else scale * offset."""
+
+    scheme: str
+    bits: int
+    offset: int | None
+
 
 # --- codes of keys and values -------------------------------------------------------------------
 
@@ -50,7 +81,8 @@ def hadamard(dim: int) -> Tensor:
     matrix = torch.ones(1, 1)
     while matrix.shape[0] < block:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return torch.block_diag(*[matrix / math.sqrt(block)] * (dim // block))
+    rotation: Tensor = torch.block_diag(*[matrix / math.sqrt(block)] * (dim // block))
+    return rotation
 
 
 def planes(bits: int) -> tuple[int, ...]:
@@ -189,7 +221,7 @@ class HeadClass:
     window the layer was trained with, or None.
     """
 
-    heads: tuple[int, ...]
+    heads: Sequence[int]
     k_bits: int
     v_bits: int
     sinks: int
@@ -350,7 +382,7 @@ def planned_attention(
     grouped = query.reshape(batch, kv_heads, q_heads // kv_heads, tokens, dim)
     scale = dim**-0.5 if scaling is None else scaling
     out = torch.empty_like(grouped)
-    for kind in planned_cache.layers[module.layer_idx]:
+    for kind in planned_cache.layers[cast(int, module.layer_idx)]:
         layout = planned_cache.layout(kind.sinks, kind.slots)
         if len(kind.heads) == kv_heads:
             out = kind.attend(grouped, key, value, layout, scale)
@@ -369,10 +401,14 @@ AttentionMaskInterface.register("planned", lambda *args, **kwargs: None)  # the 
 class Packed(nn.Module):
     """A matrix [rows, cols] (or [count, rows, cols]) as stored: floats, or codes with a scale and minimum per group."""
 
-    def __init__(self, name: str, entry: dict[str, object], tensors: dict[str, Tensor]) -> None:
+    floats: Tensor
+    codes: Tensor
+    scale: Tensor
+    minimum: Tensor
+
+    def __init__(self, name: str, entry: WeightEntry, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        self.scheme, self.bits = str(entry["scheme"]), int(str(entry["bits"]))
-        self.offset = entry.get("offset")
+        self.scheme, self.bits, self.offset = entry["scheme"], entry["bits"], entry["offset"]
         parts = ("floats",) if self.scheme == "float" else ("codes", "scale", "minimum")
         for part in parts:
             if f"{name}::{part}" in tensors:
@@ -389,7 +425,7 @@ class Packed(nn.Module):
         if self.offset is None:
             minimum = (self.minimum if rows is None else self.minimum[rows]).float()
         else:
-            minimum = scale * float(str(self.offset))
+            minimum = scale * self.offset
         values = unpack(codes, self.bits, self.table)
         grouped = values.view(*values.shape[:-1], scale.shape[-1], -1)
         return torch.addcmul(minimum[..., None], grouped, scale[..., None]).view(values.shape)
@@ -452,11 +488,11 @@ class ArtefactError(Exception):
     """The artefact directory cannot be used; the message says which file and why."""
 
 
-def build(config: dict[str, object], formats: dict[str, dict[str, object]], tensors: dict[str, Tensor]) -> PreTrainedModel:
+def build(config: dict[str, str], formats: dict[str, WeightEntry], tensors: dict[str, Tensor]) -> PreTrainedModel:
     """The transformers model with its matrices packed: `formats` is weights.json, `tensors` weights.safetensors."""
     settings = AutoConfig.for_model(**config)
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, attn_implementation="planned")
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, attn_implementation="planned")
     for name, entry in formats.items():
         install(model, name, Packed(name, entry, tensors))
     loaded = model.load_state_dict({n: t for n, t in tensors.items() if "::" not in n}, strict=False, assign=True)
@@ -466,32 +502,32 @@ def build(config: dict[str, object], formats: dict[str, dict[str, object]], tens
         left = [name for name in left if name != "lm_head.weight"]
     if left or loaded.unexpected_keys:
         raise ArtefactError(f"weights do not fit the model: missing {left}, unknown {loaded.unexpected_keys}")
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False)
+    model.train(False)
+    return model
 
 
 class PlannedModel:
     """A decoder built by `build`, with the cache that kv.json (`kv`) lays out."""
 
-    def __init__(self, model: PreTrainedModel, kv: dict[str, object], tensors: dict[str, Tensor]) -> None:
+    def __init__(self, model: PreTrainedModel, kv: KvLayout, tensors: dict[str, Tensor]) -> None:
         self.model = model
         self.kinds = [
-            [(HeadClass(**{**c, "heads": tuple(c["heads"])}), *self._codes(i, c, kv, tensors)) for c in layer]
+            [(HeadClass(**c), *self._codes(i, c, kv["head_dim"][i], tensors)) for c in layer]
             for i, layer in enumerate(kv["layers"])
         ]
 
     @staticmethod
-    def _codes(
-        layer: int, kind: dict[str, object], kv: dict[str, object], tensors: dict[str, Tensor]
-    ) -> tuple[Code, Code]:
-        dim, heads = int(kv["head_dim"][layer]), list(kind["heads"])
+    def _codes(layer: int, kind: ClassEntry, dim: int, tensors: dict[str, Tensor]) -> tuple[Code, Code]:
+        heads = kind["heads"]
         zero, one = torch.zeros(len(heads), 1, dim), torch.ones(len(heads), 1, dim)
 
         def static(part: str, default: Tensor) -> Tensor:
             found = [tensors[name].float() for h in heads if (name := f"kv.{layer}.{h}::{part}") in tensors]
             return torch.stack(found)[:, None] if found else default
 
-        key = Code(int(kind["k_bits"]), dim, static("k_mean", zero), static("k_scale", one))
-        return key, Code(int(kind["v_bits"]), dim, zero, static("v_scale", one))
+        key = Code(kind["k_bits"], dim, static("k_mean", zero), static("k_scale", one))
+        return key, Code(kind["v_bits"], dim, zero, static("v_scale", one))
 
     @property
     def static_bytes(self) -> int:
@@ -530,7 +566,8 @@ class PlannedModel:
             input_ids=ids, position_ids=positions, use_cache=False, attention_mask=None, planned_cache=cache
         )
         cache.end()
-        return out.last_hidden_state
+        hidden: Tensor = out.last_hidden_state
+        return hidden
 
     @torch.no_grad()
     def prefill(self, cache: PlannedCache, prompts: Sequence[Sequence[int]], chunk_tokens: int) -> Tensor:
@@ -555,7 +592,7 @@ class PlannedModel:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of hidden states."""
-        logits = self.model.get_output_embeddings()(hidden)
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -582,8 +619,8 @@ def checked(directory: Path) -> dict[str, object]:
     if not path.is_file():
         raise ArtefactError(f"{path}: not found; give a directory that planner compile wrote")
     try:
-        manifest = json.loads(path.read_text())
-        files = dict(manifest["files"])
+        manifest: dict[str, object] = json.loads(path.read_text())
+        files = dict(cast(dict[str, str], manifest["files"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path}: is not a manifest ({error}); compile again") from error
     for name, wanted in files.items():
@@ -635,17 +672,17 @@ def answer(
     tokenizer = AutoTokenizer.from_pretrained(directory)
     if tokenizer.chat_template and not raw:
         turns = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     ids = tokenizer(prompt).input_ids
     cache = model.cache(1, len(ids) + new_tokens)
     logits = model.prefill(cache, [ids], chunk_tokens)
     stop = frozenset({tokenizer.eos_token_id} - {None})
-    told, tokens = "", []
+    told, tokens = "", list[int]()
     for token in model.generate(cache, logits, new_tokens, stop):
         if int(token[0]) in stop:
             return
         tokens.append(int(token[0]))
-        text = tokenizer.decode(tokens)
+        text = str(tokenizer.decode(tokens))
         if not text.endswith("\ufffd"):  # a character may span tokens
             yield text[len(told) :]
             told = text

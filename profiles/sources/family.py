@@ -49,7 +49,7 @@ def skeleton(config: "PreTrainedConfig", where: str) -> "PreTrainedModel":
 
     try:
         with quiet(), torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{where}: transformers cannot build this {config.model_type}: {one_line(error)}") from None
     return model
@@ -66,7 +66,7 @@ def _tensors(model: "PreTrainedModel", config: "PreTrainedConfig") -> "list[Tens
     from transformers.pytorch_utils import Conv1D
 
     embedding = model.get_input_embeddings()
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
     found = []
     for name, parameter in model.named_parameters():

@@ -45,9 +45,10 @@ def make_profile(spec: ModelSpec, contexts: tuple[int, ...], seed: int = 0) -> M
     sites, forms = spec.kv_sites, KV_FORMATS
     shape = (len(sites), len(windows) + 1, len(forms), len(forms), len(contexts))
     loss, mass = np.zeros(shape), np.zeros((len(sites), len(windows) + 1, len(contexts)))
-    coarse = np.array([4.0 ** -(0 if f == FLOAT16 else f.bits) for f in forms]) * np.array([f != FLOAT16 for f in forms])
+    coarse = np.array([0.0 if form == FLOAT16 else 4.0**-form.bits for form in forms])
     for i in range(len(sites)):
-        size, power, k, v = 10 ** rng.uniform(-4, -1.5), rng.uniform(0.3, 2), rng.uniform(0.02, 1), rng.uniform(0.02, 0.3)
+        size, power = 10 ** rng.uniform(-4, -1.5), rng.uniform(0.3, 2)
+        k, v = rng.uniform(0.02, 1), rng.uniform(0.02, 0.3)
         for j, context in enumerate(contexts):
             kept = np.minimum(np.array([*windows, context]) / context, 1.0)
             evicted = size * (kept**-power - 1)
@@ -125,9 +126,7 @@ def make_context(
     workload = Workload(contexts, new_tokens=16)
     loss = LossModel(spec, make_profile(spec, contexts, seed), workload, Correction(0.1, 0.5)) if lossy else None
     goal = Goal(minimise, limits or Limits())
-    return PassContext(
-        spec, workload, goal, make_hardware(fast_bytes, tiers), make_capabilities(page, classes), loss
-    )
+    return PassContext(spec, workload, goal, make_hardware(fast_bytes, tiers), make_capabilities(page, classes), loss)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import pytest
 from planner.errors import Infeasible, InputError
 from planner.solver import InfeasibleProblem, Solution, explain, solve
 from planner.solver_branch import build
+from planner.solver_combine import combine
+from planner.solver_divide import divide
 from planner.solver_dual import bound
 from planner.solver_exact import prove
 from planner.solver_problem import AtMost, Implies, Problem, keeps_relations
@@ -277,6 +279,36 @@ def test_a_relation_too_large_for_its_tree_leaves_a_lower_bound_and_the_rest_sti
     assert proof.chosen is not None and problem.keeps(proof.chosen)
     assert problem.objective(problem.totals(proof.chosen)) == pytest.approx(expected.objective)
     assert dual.value <= expected.bound
+
+
+def test_dividing_and_combining_keep_the_bound_below_and_the_choice_above_the_optimum() -> None:
+    for seed in range(4):
+        problem = layered(seed, layers=4)
+        expected = solve(problem, gap=0.0, effort=20.0)
+        assert expected.status == "optimal"
+        tree = build(problem)
+        dual = tree and bound(problem, tree)
+        assert tree and dual
+        chosen, proved = divide(problem, tree, dual, None, 1e-6)
+        assert proved <= expected.objective * (1 + 1e-9)
+        assert proved >= dual.value
+        assert chosen is not None and problem.keeps(chosen)
+        combined = combine(problem, tree, dual, chosen, 1e-6, 0, 1.0)
+        assert combined is not None and problem.keeps(combined)
+        before, after = (problem.objective(problem.totals(c)) for c in (chosen, combined))
+        assert expected.objective * (1 - 1e-9) <= after <= before
+
+
+def test_a_window_for_all_sites_is_chosen_as_well_as_by_trying_each() -> None:
+    problem = layered(5)
+    spans = tuple(range(5))
+    same = AtMost(tuple(range(len(problem.groups))), (spans,) * len(problem.groups), 1)
+    each = []
+    for span in spans:
+        only = np.full(len(problem.groups), span)
+        if problem.keeps(only):
+            each.append(problem.objective(problem.totals(only)))
+    assert value(replace(problem, at_most=(*problem.at_most, same))) == pytest.approx(min(each))
 
 
 def test_the_same_problem_gives_the_same_solution() -> None:

@@ -1,0 +1,148 @@
+"""Everything a compilation stands on: the model opened, the machine known, the prices measured or read back."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planner.compile.exam import read
+from planner.errors import InputError
+from planner.executor import Progress
+from planner.files import write_text
+from planner.hardware import HardwareProfile
+from planner.loss import LossModel, fit
+from planner.pipeline import PassContext
+from planner.profile import ModelProfile
+from planner.request import Request
+from planner.serde import dump, load_file
+
+if TYPE_CHECKING:
+    from backends.transformers.executor import TransformersExecutor
+    from profiles.sources.checkpoint import Checkpoint
+    from profiles.weights import CheckpointWeights
+
+SINKS = 4
+"""Protected tokens at the start of a sequence; attention parks on them."""
+
+PASSKEYS_TOLD = 3
+"""Facts hidden in each calibration document and asked for again."""
+
+WEIGHT_DOCUMENT_TOKENS = 512
+
+
+def cache_directory() -> Path:
+    """Where measurements are kept: $PLANNER_CACHE, or ~/.cache/planner."""
+    given = os.environ.get("PLANNER_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "planner"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An opened request. `context` is what passes see; `executor` runs plans here."""
+
+    request: Request
+    checkpoint: "Checkpoint"
+    weights: "CheckpointWeights"
+    executor: "TransformersExecutor"
+    profile: ModelProfile | None
+    context: PassContext
+
+
+def prepare(request: Request, target: str, seed: int, progress: Progress) -> Prepared:
+    """Open the source, know the target, and price the model unless its profile is kept already."""
+    from backends.transformers.executor import TransformersExecutor
+    from profiles.sources.open import open_source
+    from profiles.weights import CheckpointWeights
+
+    checkpoint = open_source(request.source, Path.cwd())
+    if request.workload.longest_tokens > checkpoint.spec.max_positions:
+        raise InputError(
+            f"workload.context_tokens: {request.workload.longest_tokens} is more than the"
+            f" {checkpoint.spec.max_positions} positions this model was made for"
+        )
+    machine = hardware(target, progress)
+    weights = CheckpointWeights(checkpoint)
+    executor = TransformersExecutor(weights, checkpoint.spec)
+    profile = model_profile(request, checkpoint, weights, executor, seed, progress) if checkpoint.spec.has_weights else None
+    loss = None
+    if profile is not None:
+        executor.use(profile.statics)
+        loss = LossModel(checkpoint.spec, profile, request.workload, fit(profile.anchors))
+    context = PassContext(
+        checkpoint.spec, request.workload, request.goal, machine, executor.capabilities, loss, seed
+    )
+    return Prepared(request, checkpoint, weights, executor, profile, context)
+
+
+def hardware(target: str, progress: Progress) -> HardwareProfile:
+    """The profile of a target: this machine measured (once a day), or a data sheet."""
+    if target != "local":
+        from profiles.targets import target as known
+
+        return known(target)
+    from backends.transformers.probe import RunnerProbe
+    from profiles.hardware import measure
+
+    kept = cache_directory() / "hardware-local.yaml"
+    if kept.is_file():
+        found = load_file(kept, HardwareProfile)
+        if found.date == date.today().isoformat():
+            return found
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    measured = measure(kept.parent, progress, RunnerProbe())
+    write_text(dump(measured), kept)
+    return measured
+
+
+def model_profile(
+    request: Request,
+    checkpoint: "Checkpoint",
+    weights: "CheckpointWeights",
+    executor: "TransformersExecutor",
+    seed: int,
+    progress: Progress,
+) -> ModelProfile:
+    """The prices of a model, measured document by document or read back: they are kept by the hash of all inputs."""
+    from profiles import anchors
+    from profiles.model import Calibration, Profiler
+    from profiles.parts import Parts
+
+    calibration, held_out = calibration_documents(request, weights, seed)
+    asked = Calibration(calibration[:-1], calibration[-1:], request.calibration.draws, seed, SINKS)
+    identity = json.dumps(
+        [checkpoint.spec.weights_sha256, checkpoint.config, executor.identity(), asked.sha256, held_out, asked.draws, seed, SINKS]
+    )
+    parts = Parts(cache_directory() / "profiles" / hashlib.sha256(identity.encode()).hexdigest()[:24])
+    profiler = Profiler(weights, checkpoint.spec, executor, asked, parts, progress)
+    profile = profiler.run()
+    return anchors.measure(
+        profile, checkpoint.spec, executor, held_out, request.workload.prefill_chunk_tokens, parts, progress
+    )
+
+
+def calibration_documents(
+    request: Request, weights: "CheckpointWeights", seed: int
+) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Documents to price on at every context length, a short one for weights last; and one for the anchors."""
+    from profiles import documents
+
+    lengths = [n for n in request.workload.context_tokens for _ in range(request.calibration.documents)]
+    text, where = read(request.calibration.text, documents.CALIBRATION_TEXT)
+    longest = request.workload.longest_tokens
+    found = documents.slices(weights.tokenizer, text, [*lengths, min(WEIGHT_DOCUMENT_TOKENS, longest), longest], where)
+    told = tuple(
+        documents.with_passkeys(weights.tokenizer, document, PASSKEYS_TOLD, seed + i)
+        for i, document in enumerate(found[:-2])
+    )
+    return (*told, found[-2]), found[-1]
+
+
+def corrected(prepared: Prepared, profile: ModelProfile) -> PassContext:
+    """The passes' context under a profile with more anchors."""
+    loss = prepared.context.loss
+    if loss is None:
+        return prepared.context
+    return replace(prepared.context, loss=replace(loss, profile=profile, correction=fit(profile.anchors)))

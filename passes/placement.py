@@ -38,8 +38,12 @@ class Placement:
             return space
         tiers = self._tiers(ctx)
 
+        made: dict[Choice, tuple[Choice, ...]] = {}
+
         def variants(site: Site, choice: Choice) -> Iterable[Choice]:
-            return [replace(choice, tier=tier) for tier in tiers]
+            if choice not in made:  # heads have much the same candidates
+                made[choice] = tuple(replace(choice, tier=tier) for tier in tiers)
+            return made[choice]
 
         return space.widen(variants)
 

@@ -56,8 +56,9 @@ def told_apart(space: Space) -> dict[Site, Ints]:
     cells: dict[Site, Ints] = {}
     for site, choices in space.candidates.items():
         numbers: dict[tuple[object, ...], int] = {}
-        signatures = zip(*marks[site], strict=True) if marks[site] else [()] * len(choices)
-        cells[site] = np.array([numbers.setdefault(signature, len(numbers)) for signature in signatures])
+        signatures = zip(*marks[site], strict=True)
+        found = [numbers.setdefault(signature, len(numbers)) for signature in signatures]
+        cells[site] = np.array(found or [0] * len(choices))
     return cells
 
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,15 @@ CAPABILITIES = Capabilities(
 )
 
 
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What the runner refuses, as an error of this project."""
+    try:
+        yield
+    except runner.ArtefactError as error:
+        raise InputError(str(error)) from error
+
+
 @dataclass
 class TransformersSession:
     """A planned model in this process."""
@@ -45,7 +55,8 @@ class TransformersSession:
     model: runner.PlannedModel
 
     def score(self, tokens: Sequence[int], first: int, chunk_tokens: int) -> NDArray[np.float32]:
-        cache = self.model.cache(1, len(tokens))
+        with refusals():
+            cache = self.model.cache(1, len(tokens))
         ids = torch.tensor([list(tokens)])
         rows: list[Tensor] = []
         for start in range(0, len(tokens), chunk_tokens):
@@ -57,14 +68,16 @@ class TransformersSession:
         return result
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
-        longest = max(len(p) for p in prompts)
-        cache = self.model.cache(len(prompts), longest + new_tokens)
-        logits = self.model.prefill(cache, prompts, 256)
+        longest = max((len(p) for p in prompts), default=0)
+        with refusals():
+            cache = self.model.cache(len(prompts), longest + new_tokens)
+            logits = self.model.prefill(cache, prompts, 256)
         steps = torch.stack(list(self.model.generate(cache, logits, new_tokens)), 1)
         return [[int(t) for t in row] for row in steps]
 
     def time(self, prompt: Sequence[int], new_tokens: int, chunk_tokens: int) -> Timing:
-        cache = self.model.cache(1, len(prompt) + new_tokens)
+        with refusals():
+            cache = self.model.cache(1, len(prompt) + new_tokens)
         start = time.perf_counter()
         logits = self.model.prefill(cache, [prompt], chunk_tokens)
         token = logits.argmax(-1)
@@ -104,7 +117,8 @@ class TransformersExecutor:
         if self._built is None or self._built[0] != key:
             self._built = None  # frees the old weights before the new ones are built
             formats, tensors = layout.weight_tensors(plan, self.weights)
-            self._built = (key, runner.build(json.loads(self.weights.config), formats, tensors))
+            with refusals():
+                self._built = (key, runner.build(json.loads(self.weights.config), formats, tensors))
         kv = dict(layout.kv_tensors(plan, self.statics))
         return TransformersSession(runner.PlannedModel(self._built[1], layout.kv_layout(plan, self.spec), kv))
 
@@ -128,6 +142,7 @@ class TransformersExecutor:
     ) -> NDArray[np.float32]:
         """Keys ('k') or values ('v') [tokens, head_dim] of one head as they read back from a format."""
         dim = values.shape[-1]
+        layout.check_stored(f"the {part} of a head", form, dim)
         mean = statics.k_mean if part == "k" else np.zeros(dim, np.float32)
         scale = statics.k_scale if part == "k" else statics.v_scale
         half = [torch.from_numpy(np.asarray(x)).half().float()[None, None] for x in (mean, scale)]

@@ -24,8 +24,8 @@ def quantise(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Ten
     best_scale, best_minimum = torch.ones_like(low), low.clone()
     for i in range(TRIED[bits]):
         shrink = 1 - 0.05 * i
-        scale = (2 * half * shrink / top).half().float().clamp_min(6e-8)
         minimum = (centre - half * shrink).half().float()
+        scale = ((centre + half * shrink - minimum) / top).half().float().clamp_min(6e-8)
         codes = ((x - minimum) / scale).round_().clamp_(0, top)
         error = (codes * scale + minimum - x).square_().sum(-1, keepdim=True)
         better = error < best_error

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from backends.transformers.grouped import quantise
 from backends.transformers.runner import ClassEntry, KvLayout, WeightEntry, pack
+from planner.errors import InputError
 from planner.executor import KvStatics, Weights
+from planner.formats import GROUPED_BITS, ROTATED_BITS
 from planner.plan import Plan
-from planner.space import Full, KvChoice, KvSite, WeightFormat
+from planner.space import FLOAT16, FLOAT32, Full, KvChoice, KvFormat, KvSite, WeightFormat
 from planner.spec import ModelSpec
 
 Statics = Mapping[KvSite, KvStatics]
@@ -23,9 +25,22 @@ def kv_layout(plan: Plan, spec: ModelSpec) -> KvLayout:
     for index, layer in enumerate(spec.layers):
         classes: dict[KvChoice, list[int]] = {}
         for head in range(layer.kv_heads):
-            classes.setdefault(chosen[KvSite(index, head)], []).append(head)
+            site = KvSite(index, head)
+            for form in (chosen[site].k, chosen[site].v):
+                check_stored(str(site), form, layer.head_dim)
+            classes.setdefault(chosen[site], []).append(head)
         layers.append([head_class(choice, heads, layer.window) for choice, heads in classes.items()])
     return {"head_dim": [layer.head_dim for layer in spec.layers], "layers": layers}
+
+
+def check_stored(where: str, form: KvFormat, head_dim: int) -> None:
+    """InputError where the runner has no such format for heads of this size."""
+    if form in (FLOAT16, FLOAT32):
+        return
+    if form.scheme != "rotated" or form.bits not in ROTATED_BITS:
+        raise InputError(f"{where}: no KV format has {form.bits:g} bits in scheme {form.scheme!r}")
+    if head_dim % 8:
+        raise InputError(f"{where}: head_dim: found {head_dim}; codes of {form.bits:g} bits need a multiple of 8")
 
 
 def head_class(choice: KvChoice, heads: list[int], reach: int | None) -> ClassEntry:
@@ -59,7 +74,8 @@ def weight_tensors(plan: Plan, weights: Weights) -> tuple[dict[str, WeightEntry]
     for name in weights.names():
         form = chosen.get(name)
         if form is None:
-            tensors[name] = torch.from_numpy(weights.dense(name)).float().contiguous()
+            plain = torch.from_numpy(weights.dense(name)).float()
+            tensors[name] = (plain.T if weights.transposed(name) else plain).contiguous()
             continue
         formats[name], parts = stored(name, form, weights)
         tensors |= {f"{name}::{part}": tensor.contiguous() for part, tensor in parts.items()}
@@ -71,7 +87,7 @@ def stored(name: str, form: WeightFormat, weights: Weights) -> tuple[WeightEntry
     if form.scheme == "native":
         blocks = weights.native(name)
         if blocks is None:
-            raise ValueError(f"{name} has no native blocks, and the plan stores it natively")
+            raise InputError(f"{name}: the source does not store it in blocks of codes; use float or grouped")
         parts = {"codes": pack(torch.from_numpy(blocks.codes), blocks.bits), "scale": torch.from_numpy(blocks.scale)}
         if blocks.minimum is not None:
             parts["minimum"] = torch.from_numpy(blocks.minimum)
@@ -80,6 +96,11 @@ def stored(name: str, form: WeightFormat, weights: Weights) -> tuple[WeightEntry
     if form.scheme == "float":
         kind = torch.float32 if form.bits == 32 else torch.float16
         return {"scheme": "float", "bits": int(form.bits), "offset": None}, {"floats": matrix.to(kind)}
+    if form.bits not in GROUPED_BITS or form.group < 8 or form.group % 8 or matrix.shape[-1] % form.group:
+        raise InputError(
+            f"{name}: rows of {matrix.shape[-1]} inputs cannot be stored at {form.bits:g} bits in groups of {form.group};"
+            f" needs one of {GROUPED_BITS} bits and groups of a multiple of 8 that divide the row"
+        )
     codes, scale, minimum = quantise(matrix, int(form.bits), form.group)
     parts = {"codes": pack(codes, int(form.bits)), "scale": scale, "minimum": minimum}
     return {"scheme": "grouped", "bits": int(form.bits), "offset": None}, parts

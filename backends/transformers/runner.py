@@ -22,11 +22,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrize
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.pytorch_utils import Conv1D
+
+class ArtefactError(Exception):
+    """The artefact cannot be used, or not for what was asked; the message says which part and why."""
+
 
 # --- what the files of an artefact say ----------------------------------------------------------
 
@@ -67,6 +70,8 @@ HALF_LEVELS = {
     3: (0.2450941789, 0.7560052812, 1.3439092785, 2.1519457045),
     4: (0.1283950299, 0.3880482995, 0.6567591185, 0.9423404565, 1.2562311973, 1.618046386, 2.0690172265, 2.732589571),
 }
+
+FLOAT16_MAX = 65504.0
 
 
 def levels(bits: int) -> Tensor:
@@ -168,6 +173,10 @@ class Code:
         """The type sinks are kept in, and everything where the code is a float."""
         return torch.float32 if self.bits == 32 else torch.float16
 
+    def floats(self, x: Tensor) -> Tensor:
+        """Vectors as the floats that sinks are kept as; what float16 cannot hold saturates rather than turn infinite."""
+        return x if self.bits == 32 else x.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
+
     def empty(self, batch: int, heads: int, slots: int) -> tuple[Tensor, ...]:
         """Zeroed storage for that many tokens: one float tensor, or codes and factors."""
         if self.is_float:
@@ -191,17 +200,17 @@ class Code:
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """What is stored of vectors."""
         if self.is_float:
-            return (x.to(self.float_type),)
+            return (self.floats(x),)
         z = self.rotated(x.float())
         if self.bits == 8:
-            factor = (z.abs().amax(-1, keepdim=True) / 127).clamp_min(6e-8).half()
+            factor = (z.abs().amax(-1, keepdim=True) / 127).clamp(6e-8, FLOAT16_MAX).half()
             codes = ((z / factor.float()).round().clamp(-127, 127) + 128).to(torch.uint8)
             return codes, factor
         rms = z.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
         codes = torch.bucketize(z / rms, self.edges)
         shape = self.book[codes]
         factor = (z * shape).sum(-1, keepdim=True) / shape.pow(2).sum(-1, keepdim=True)
-        return pack(codes, self.bits), factor.clamp(max=65504).half()
+        return pack(codes, self.bits), factor.clamp(max=FLOAT16_MAX).half()
 
     def decode(self, stored: tuple[Tensor, ...]) -> Tensor:
         """Stored vectors, in the rotated space."""
@@ -314,7 +323,7 @@ class ClassCache:
         self, code: Code, sink: Tensor, stored: tuple[Tensor, ...], new: Tensor, coded: tuple[Tensor, ...], layout: Layout
     ) -> Tensor:
         """All that a step can see, in the code's space: [batch, heads, sinks + slots + tokens, head_dim]."""
-        exact = code.rotated(new.to(code.float_type).float())
+        exact = code.rotated(code.floats(new).float())
         return torch.cat(
             [
                 code.rotated(sink.float()),
@@ -327,8 +336,8 @@ class ClassCache:
     def _store(self, new: tuple[Tensor, Tensor], coded: tuple[Tensor, ...], layout: Layout) -> None:
         row, token, at = layout.sink
         if len(row):
-            for sink, x in zip((self.sink_k, self.sink_v), new, strict=True):
-                sink[row, :, at] = x[row, :, token].to(sink.dtype)
+            for code, sink, x in zip((self.k_code, self.v_code), (self.sink_k, self.sink_v), new, strict=True):
+                sink[row, :, at] = code.floats(x[row, :, token])
         row, token, at = layout.coded
         for stored, x in zip((*self.k, *self.v), coded, strict=True):
             stored[row, :, at] = x[row, :, token]
@@ -398,6 +407,10 @@ AttentionMaskInterface.register("planned", lambda *args, **kwargs: None)  # the 
 # --- packed weights -----------------------------------------------------------------------------
 
 
+SCRATCH_ELEMENTS = 4 * 2**20
+"""A matrix is expanded in blocks of rows of at most so many numbers."""
+
+
 class Packed(nn.Module):
     """A matrix [rows, cols] (or [count, rows, cols]) as stored: floats, or codes with a scale and minimum per group."""
 
@@ -416,7 +429,18 @@ class Packed(nn.Module):
         if self.scheme != "float":
             self.table = byte_values(self.bits, torch.arange(2.0**self.bits))
 
-    def dense(self, rows: Tensor | None = None) -> Tensor:
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix; matrices of a stack."""
+        return len(self.floats if self.scheme == "float" else self.codes)
+
+    def blocks(self) -> list[slice]:
+        """The rows in blocks of at most SCRATCH_ELEMENTS numbers, so that expanding takes little memory."""
+        numbers = self.floats.numel() if self.scheme == "float" else self.codes.numel() * 8 // self.bits
+        each = max(1, SCRATCH_ELEMENTS * self.rows // max(1, numbers))
+        return [slice(start, start + each) for start in range(0, self.rows, each)]
+
+    def dense(self, rows: Tensor | slice | None = None) -> Tensor:
         """The float32 matrix, or only those of its rows."""
         if self.scheme == "float":
             return (self.floats if rows is None else self.floats[rows]).float()
@@ -432,14 +456,18 @@ class Packed(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer that expands its matrix for each call; `transposed` for GPT-2's Conv1D layout."""
+    """A linear layer that expands its matrix, block of rows by block, for each call."""
 
     def __init__(self, packed: Packed, bias: Tensor | None) -> None:
         super().__init__()
         self.packed, self.bias = packed, bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.packed.dense(), self.bias)
+        blocks = self.packed.blocks()
+        if len(blocks) == 1:
+            return functional.linear(x, self.packed.dense(), self.bias)
+        out = torch.cat([functional.linear(x, self.packed.dense(block)) for block in blocks], -1)
+        return out if self.bias is None else out + self.bias
 
 
 class PackedEmbedding(nn.Module):
@@ -454,15 +482,15 @@ class PackedEmbedding(nn.Module):
         return found if self.multiplier is None else found * self.multiplier
 
 
-class Expand(nn.Module):
-    """Parametrisation of a weight that is used as a tensor, such as stacked experts."""
+class PackedStack(nn.Module):
+    """Stacked experts; only the one that is asked for is expanded."""
 
     def __init__(self, packed: Packed) -> None:
         super().__init__()
         self.packed = packed
 
-    def forward(self, _: Tensor) -> Tensor:
-        return self.packed.dense()
+    def __getitem__(self, expert: Tensor) -> Tensor:
+        return self.packed.dense(expert)
 
 
 def install(model: PreTrainedModel, name: str, packed: Packed) -> None:
@@ -470,34 +498,34 @@ def install(model: PreTrainedModel, name: str, packed: Packed) -> None:
     path, attribute = name.rsplit(".", 1)
     parent_path, _, leaf = path.rpartition(".")
     parent, owner = model.get_submodule(parent_path), model.get_submodule(path)
-    if isinstance(owner, nn.Embedding):
+    if owner is model.get_input_embeddings():
         setattr(parent, leaf, PackedEmbedding(packed, getattr(owner, "embed_scale", None)))
         if model.config.tie_word_embeddings:
             model.set_output_embeddings(PackedLinear(packed, None))
-    elif isinstance(owner, (nn.Linear, Conv1D)):
+    elif isinstance(owner, (nn.Linear, Conv1D)) and attribute == "weight":
         setattr(parent, leaf, PackedLinear(packed, owner.bias))
+    elif getattr(owner, attribute).dim() == 3:
+        delattr(owner, attribute)
+        setattr(owner, attribute, PackedStack(packed))
     else:
-        setattr(owner, attribute, nn.Parameter(torch.empty(0), requires_grad=False))
-        parametrize.register_parametrization(owner, attribute, Expand(packed), unsafe=True)
+        raise ArtefactError(f"{name}: is part of a {type(owner).__name__}, whose weights cannot be stored packed")
 
 
 # --- the model ----------------------------------------------------------------------------------
-
-
-class ArtefactError(Exception):
-    """The artefact directory cannot be used; the message says which file and why."""
 
 
 def build(config: dict[str, str], formats: dict[str, WeightEntry], tensors: dict[str, Tensor]) -> PreTrainedModel:
     """The transformers model with its matrices packed: `formats` is weights.json, `tensors` weights.safetensors."""
     settings = AutoConfig.for_model(**config)
     with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, attn_implementation="planned")
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            settings, dtype=torch.float32, attn_implementation="planned", experts_implementation="eager"
+        )
     for name, entry in formats.items():
         install(model, name, Packed(name, entry, tensors))
     loaded = model.load_state_dict({n: t for n, t in tensors.items() if "::" not in n}, strict=False, assign=True)
-    left = [name for name in loaded.missing_keys if "packed." not in name and "parametrizations" not in name]
-    if model.config.tie_word_embeddings:
+    left = [name for name in loaded.missing_keys if ".packed." not in name]
+    if model.config.tie_word_embeddings and not isinstance(model.get_input_embeddings(), PackedEmbedding):
         model.tie_weights()
         left = [name for name in left if name != "lm_head.weight"]
     if left or loaded.unexpected_keys:
@@ -542,12 +570,15 @@ class PlannedModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the tensors that hold the weights, each storage once."""
-        held = {t.data_ptr(): t.nbytes for t in (*self.model.parameters(), *self.model.buffers()) if t.numel()}
+        """Bytes of the tensors that hold the weights, each storage once; constants made from the config are none."""
+        held = {t.data_ptr(): t.nbytes for t in self.model.state_dict().values()}
         return sum(held.values())
 
     def cache(self, batch: int, context_tokens: int) -> PlannedCache:
         """Empty caches for sequences that together with what they generate reach `context_tokens`."""
+        most = self.model.config.max_position_embeddings
+        if context_tokens > most:
+            raise ArtefactError(f"a context of {context_tokens} tokens is more than the {most} this model was made for")
         return PlannedCache(self.kinds, batch, context_tokens)
 
     @torch.no_grad()
@@ -561,7 +592,7 @@ class PlannedModel:
         if needed > cache.context_tokens:
             raise ArtefactError(f"{needed} tokens do not fit a cache made for {cache.context_tokens}")
         cache.begin(valid)
-        positions = cache.seen[:, None] + torch.arange(ids.shape[1])
+        positions = (cache.seen[:, None] + torch.arange(ids.shape[1])).clamp(max=cache.context_tokens - 1)  # padding
         out = self.model.base_model(
             input_ids=ids, position_ids=positions, use_cache=False, attention_mask=None, planned_cache=cache
         )
@@ -573,6 +604,8 @@ class PlannedModel:
     def prefill(self, cache: PlannedCache, prompts: Sequence[Sequence[int]], chunk_tokens: int) -> Tensor:
         """Read a batch of prompts of any lengths in chunks; logits [batch, vocab] after each one's last token."""
         lengths = torch.tensor([len(p) for p in prompts])
+        if not len(lengths) or int(lengths.min()) == 0:
+            raise ArtefactError("a prompt has no tokens; give each at least one")
         longest = int(lengths.max())
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
         for row, prompt in enumerate(prompts):
@@ -612,6 +645,8 @@ class PlannedModel:
 
 # --- the artefact directory ---------------------------------------------------------------------
 
+JSON_FILES, WEIGHTS_FILE = ("config.json", "kv.json", "weights.json"), "weights.safetensors"
+
 
 def checked(directory: Path) -> dict[str, object]:
     """The manifest of an artefact, after every file it lists was found to have the sha256 it lists."""
@@ -623,6 +658,9 @@ def checked(directory: Path) -> dict[str, object]:
         files = dict(cast(dict[str, str], manifest["files"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path}: is not a manifest ({error}); compile again") from error
+    for name in (*JSON_FILES, WEIGHTS_FILE):
+        if name not in files:
+            raise ArtefactError(f"{path}: does not list {name}; compile again")
     for name, wanted in files.items():
         file = directory / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -641,9 +679,9 @@ def checked(directory: Path) -> dict[str, object]:
 def load(directory: Path) -> PlannedModel:
     """The model of an artefact directory, checked."""
     checked(directory)
-    read = {name: json.loads((directory / f"{name}.json").read_text()) for name in ("config", "kv", "weights")}
-    tensors = load_file(directory / "weights.safetensors")
-    return PlannedModel(build(read["config"], read["weights"], tensors), read["kv"], tensors)
+    config, kv, weights = (json.loads((directory / name).read_text()) for name in JSON_FILES)
+    tensors = load_file(directory / WEIGHTS_FILE)
+    return PlannedModel(build(config, weights, tensors), kv, tensors)
 
 
 def main() -> int:
@@ -656,11 +694,11 @@ def main() -> int:
     here = Path(__file__).resolve().parent
     try:
         model = load(here)
+        for piece in answer(model, here, options.prompt, options.max_new_tokens, options.chunk_tokens, options.raw):
+            print(piece, end="", flush=True)
     except ArtefactError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    for piece in answer(model, here, options.prompt, options.max_new_tokens, options.chunk_tokens, options.raw):
-        print(piece, end="", flush=True)
     print()
     return 0
 

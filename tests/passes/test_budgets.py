@@ -1,5 +1,7 @@
 """Budgets of layers: exact totals, and PrefixKV's loop-free form against the bisection it replaces."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,7 +23,7 @@ def test_pyramid_budgets_sum_to_the_total_and_never_rise(layers: int, mean: floa
     found = pyramid_kv.budgets(total, layers, beta, most)
     assert sum(found) == total
     assert max(found) <= most and min(found) >= 0
-    assert all(a >= b - 1 for a, b in zip(found, found[1:], strict=False))  # but for the rounding
+    assert all(a >= b - 1 for a, b in pairwise(found))  # but for the rounding
 
 
 def test_pyramid_is_uniform_at_beta_one() -> None:

@@ -50,7 +50,7 @@ def test_a_uniform_weight_format_leaves_what_cannot_take_it(context: Make) -> No
     ctx = context(Limits(weight_bytes=400_000))
     space = WeightBits((4,)).run(dense(ctx), ctx)
     (best, *_) = uniform_settings(space, ctx)
-    formats = {site.tensor: c.format for site, c in best.chosen.items() if isinstance(site, WeightSite)}  # type: ignore[union-attr]
+    formats = {site.tensor: c.format for site, c in best.chosen.items() if isinstance(site, WeightSite)}
     assert formats["layers.0.q"] == formats["layers.0.up"] == WeightFormat(4, "grouped", 32)
     assert formats["layers.0.odd"] == WeightFormat(32)
 

@@ -48,14 +48,12 @@ def test_formats_the_runtime_does_not_store_are_dropped(context: Make) -> None:
     ctx = context()
     space, _ = run((UniformKv((64,)), KvBits(), WeightBits()), dense(ctx), ctx)
     kept = tuple(form for form in ctx.capabilities.kv_formats if form.bits in (4, 32))
-    poorer = replace(
-        ctx, capabilities=replace(ctx.capabilities, kv_formats=kept, weight_formats=(WeightFormat(32),))
-    )
+    poorer = replace(ctx, capabilities=replace(ctx.capabilities, kv_formats=kept, weight_formats=(WeightFormat(32),)))
     legal = Legalise().run(space, poorer)
     check(legal, "legalise")
     kv = [choice for choice in legal.candidates[HEAD] if isinstance(choice, KvChoice)]
     assert {form.bits for choice in kv for form in (choice.k, choice.v)} == {4, 32}
-    formats = {choice.format for site in ctx.spec.weight_sites for choice in legal.candidates[site]}  # type: ignore[union-attr]
+    formats = {choice.format for site in ctx.spec.weight_sites for choice in legal.candidates[site]}
     assert formats == {WeightFormat(32), WeightFormat(4.5, "native", 32)}
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from passes.assign import as_problem, assign
-from passes.shortfall import enough_alone, nearest
 from passes.kv_bits import KvBits
+from passes.shortfall import enough_alone, nearest
 from passes.uniform_kv import UniformKv
 from passes.weight_bits import WeightBits
 from planner.errors import Infeasible

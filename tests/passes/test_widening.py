@@ -1,4 +1,4 @@
-"""Widening commutes, repeats freely, keeps what there was, never worsens the optimum; and each pass offers what it says."""
+"""Widening commutes, repeats freely, keeps what there was, never worsens the optimum; passes offer what they say."""
 
 from collections.abc import Callable
 
@@ -140,7 +140,7 @@ def test_a_format_without_a_price_is_not_offered(context: Make) -> None:
     assert ctx.loss is not None
     ctx.loss.profile.weights.loss[0, -1] = float("nan")
     space = WeightBits().run(dense(ctx), ctx)
-    offered = {choice.format for choice in space.candidates[WeightSite(0, "layers.0.q")]}  # type: ignore[union-attr]
+    offered = {choice.format for choice in space.candidates[WeightSite(0, "layers.0.q")]}
     assert WeightFormat(8, "grouped", 32) not in offered
     assert WeightFormat(4, "grouped", 32) in offered
 

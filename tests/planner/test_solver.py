@@ -192,17 +192,30 @@ def test_more_candidates_never_worsen_and_dominated_ones_change_nothing() -> Non
 
 
 def test_shadow_prices_bound_what_a_looser_limit_can_gain() -> None:
-    for seed in range(30):
+    priced = 0
+    for seed in range(150):
         problem = tiny(seed)
-        expected = brute(problem)
-        if expected is None:
+        tree = build(problem)
+        dual = tree and bound(problem, tree)
+        if not dual or brute(problem) is None:
             continue
-        solution = checked(problem, solve(problem, gap=0.0))
-        dual = solution.shadow_prices
-        assert set(dual) == {problem.rows[r] for r in problem.limited}
         for row in problem.limited:
-            if dual[problem.rows[row]] > 0:
-                assert not math.isinf(problem.limits[row])
+            priced += dual.prices[row] > 0
+            for share in (0.05, 0.5):
+                looser = problem.limits.copy()
+                looser[row] += share * abs(looser[row])
+                gained = dual.prices[row] * (looser[row] - problem.limits[row])
+                expected = brute(replace(problem, limits=looser))
+                assert expected is not None
+                assert expected >= dual.value - gained - 1e-9 * (abs(dual.value) + gained)
+    assert priced > 10
+
+
+def test_a_solution_has_a_shadow_price_for_every_limit() -> None:
+    problem = layered(4)
+    prices = checked(problem, solve(problem)).shadow_prices
+    assert set(prices) == {problem.rows[r] for r in problem.limited}
+    assert max(prices.values()) > 0
 
 
 def layered(seed: int, layers: int = 6, heads: int = 3, classes: int = 5) -> Problem:

@@ -1,7 +1,7 @@
 # Everything on a fresh machine: `make demo`, `make test`. Each sets up .venv first.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-DEMO ?= examples/smollm2.yaml
+DEMO ?= examples/demo.yaml
 OUT ?= out/$(basename $(notdir $(DEMO)))
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false

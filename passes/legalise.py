@@ -1,8 +1,9 @@
-"""Every candidate as the runtime can carry it: whole pages, formats it stores.
+"""Every candidate as the runtime can carry it: whole pages, formats it stores, memory it reads from.
 
 A window is rounded up, so that the longest context fills whole pages; a window that then holds all there is becomes
 Full. Candidates in a format that the runtime does not store are dropped, native weight formats excepted: what a source
-stores travels as it is. Comes before pruning and solving, so that what is priced is what will run.
+stores travels as it is. A runtime that fetches nothing from slower tiers keeps all in the fastest. Comes before pruning
+and solving, so that what is priced is what will run.
 """
 
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ def legal_choices(site: Site, choices: tuple[Choice, ...], ctx: PassContext) -> 
     forms = set(ctx.capabilities.kv_formats)
     found: dict[Choice, None] = {}
     for choice in choices:
+        if choice.tier != ctx.home and not ctx.capabilities.offloads:
+            continue
         if not isinstance(choice, KvChoice):
             if choice.format.scheme == "native" or choice.format in ctx.capabilities.weight_formats:
                 found[choice] = None

@@ -7,22 +7,19 @@
 Results have `as_text()` and `as_json()`.
 """
 
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from planner import artefact
-from planner.errors import InputError, TamperedArtifact, VerificationFailed
+from planner.errors import InputError
 from planner.executor import Capabilities, Progress
-from planner.files import read_text, write_text
+from planner.files import write_text
 from planner.hardware import HardwareProfile
 from planner.pipeline import Pass
-from planner.plan import Costs, Plan, sha256
 from planner.profile import ModelProfile
-from planner.report import CompileReport, Row, costs_json, costs_table
-from planner.request import Request
-from planner.serde import document, dump, load
+from planner.report import CompileReport, VerifyReport
+from planner.request import Request, Verification
+from planner.serde import document, dump
 
 
 def quiet(stage: str, done: int, of: int) -> None:
@@ -48,87 +45,19 @@ def compile(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """An artefact run beside its dense model."""
-
-    dense: Costs
-    planned: Row
-
-    def as_json(self) -> dict[str, object]:
-        plan = self.planned.plan
-        return {
-            "dense": {"predicted": None, "measured": costs_json(self.dense)},
-            "planned": {"predicted": costs_json(plan.predicted), "measured": costs_json(plan.measured)},
-        }
-
-    def as_text(self) -> str:
-        dense = Row("dense", replace(self.planned.plan, predicted=None, measured=self.dense))
-        return "\n".join(costs_table((dense, self.planned)))
-
-
 def verify(directory: Path, text: Path | None = None, documents: int = 8, progress: Progress = quiet) -> VerifyReport:
-    """Run an artefact on a text: loss against its own model with nothing compressed, retrieval, bytes, seconds.
+    """Run an artefact on a text: loss against its own model with nothing compressed, retrieval, bytes, seconds."""
+    from planner.compile.verification import verify_artefact
 
-    The dense model is the artefact's own weights with a full cache where they are stored as the source has them;
-    then the loss is that of the cache. Raises VerificationFailed where the artefact misses the plan's loss limit.
-    """
-    from transformers import AutoTokenizer
-
-    from backends.transformers.executor import load
-    from planner.compile.exam import exam
-    from planner.compile.standalone import dense_of
-    from planner.verify import Examiner, race
-
-    plan = plan_of(directory)
-    session = load(directory)
-    asked = exam(AutoTokenizer.from_pretrained(directory, local_files_only=True), plan.workload, text, documents)
-    reference = dense_of(session)
-    with Examiner(asked, progress) as examiner:
-        dense = examiner.take_dense(reference)
-        planned = examiner.take("artefact", session)
-        prompt = asked.documents[0][: plan.workload.longest_tokens - plan.workload.new_tokens]
-        timings = race({"dense": reference, "planned": session}, prompt, asked.chunk_tokens, progress)
-    results = {
-        name: replace(result, timings=timings[name]) for name, result in (("dense", dense), ("planned", planned))
-    }
-    costs = {name: r.costs(r.timings[0].kv_bytes + r.timings[0].weight_bytes) for name, r in results.items()}
-    report = VerifyReport(
-        costs["dense"],
-        Row("planned", replace(plan, measured=costs["planned"], quality_verified=True), results["planned"]),
-    )
-    limit = plan.goal.limits.loss_nats
-    if limit is not None and planned.loss.value > limit:
-        raise VerificationFailed(
-            f"{directory}: measured a loss of {planned.loss} nats on this text; its plan promised at most {limit}"
-        )
-    return report
-
-
-def plan_of(directory: Path) -> Plan:
-    """The plan of an artefact, after it was found to be the one the manifest names."""
-    path = directory / artefact.PLAN
-    if not directory.is_dir():
-        raise InputError(f"{directory}: is not a directory; give one that planner compile wrote")
-    text = read_text(path)
-    try:
-        manifest = json.loads(read_text(directory / artefact.MANIFEST))
-        wanted = manifest["plan_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TamperedArtifact(f"{directory / artefact.MANIFEST}: is not a manifest; compile again") from error
-    if sha256(text) != wanted:
-        raise TamperedArtifact(f"{path}: differs from the sha256 in {artefact.MANIFEST}; compile again")
-    return load(text, Plan, str(path))
+    return verify_artefact(directory, Verification(text, documents), progress)
 
 
 def run(directory: Path, prompt: str, new_tokens: int = 128) -> Iterator[str]:
     """The artefact's reply to a prompt, piece by piece."""
-    from backends.transformers import runner
-    from backends.transformers.executor import load
+    from backends.transformers.executor import reply
+    from planner.compile.verification import runnable
 
-    plan = plan_of(directory)
-    chunk = plan.workload.prefill_chunk_tokens
-    return runner.answer(load(directory).model, directory, prompt, new_tokens, chunk, raw=False)
+    return reply(directory, prompt, new_tokens, runnable(directory).workload.prefill_chunk_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +131,6 @@ def profile_hardware(out: Path | None = None, progress: Progress = quiet) -> Har
     from profiles.hardware import measure
 
     scratch = cache_directory()
-    scratch.mkdir(parents=True, exist_ok=True)
     hardware = measure(scratch, progress, RunnerProbe())
     write_text(dump(hardware), scratch / "hardware-local.yaml")
     if out is not None:

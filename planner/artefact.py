@@ -1,25 +1,30 @@
-"""An artefact directory: written whole beside its place and renamed into it, every file in a manifest with its sha256."""
+"""An artefact directory: written whole beside its place and renamed into it, its manifest with sha256 of every file."""
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.errors import InputError
+from planner.errors import InputError, TamperedArtifact
 from planner.executor import Artifact
+from planner.files import read_text
+from planner.plan import Plan, sha256
+from planner.serde import dump_json, load, load_file
 
 MANIFEST = "manifest.json"
 PLAN = "plan.yaml"
 REPORT = "report.json"
+LEFT_BY_PYTHON = "__pycache__"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the manifest says besides its files."""
+    """What the manifest says besides its files. The runtime is `none` where a plan has no weights to run."""
 
     runtime: str
     runtime_version: str
@@ -27,54 +32,134 @@ class Header:
     planner_version: str
 
 
-def write(directory: Path, files: Iterable[Artifact], header: Header) -> None:
-    """Write an artefact. A killed run leaves the old directory or the new one; a foreign directory is never replaced."""
-    if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
-        raise InputError(f"{directory}: is not empty and holds no {MANIFEST}; give a new directory with -o")
-    new = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
-    try:
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The document manifest.json: who wrote the artefact, for which runtime, and the sha256 of every other file."""
+
+    runtime: str
+    runtime_version: str
+    planner_version: str
+    plan_sha256: str
+    files: Mapping[str, str]
+
+
+def write(
+    directory: Path, files: Iterable[Artifact], header: Header, check: Callable[[Path], None] = lambda new: None
+) -> None:
+    """Write an artefact. A killed run leaves the old directory or the new one; a foreign directory is never replaced.
+
+    `check` sees the new directory before it takes its place; what it raises leaves the old one there.
+    """
+    with _refusals(directory):
+        place = _replaceable(directory)
+        new = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
         try:
             new.mkdir(parents=True)
-            digests: dict[str, str] = {}
-            for file in files:
-                content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-                path = new / file.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-                digests[file.path] = hashlib.sha256(content).hexdigest()
-            manifest = {
-                "schema": "planner/manifest@1",
-                "runtime": header.runtime,
-                "runtime_version": header.runtime_version,
-                "planner_version": header.planner_version,
-                "plan_sha256": header.plan_sha256,
-                "files": dict(sorted(digests.items())),
-            }
-            (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            _swap(new, directory)
+            digests = {file.path: _put(file, new) for file in files}
+            manifest = Manifest(
+                header.runtime,
+                header.runtime_version,
+                header.planner_version,
+                header.plan_sha256,
+                dict(sorted(digests.items())),
+            )
+            (new / MANIFEST).write_text(dump_json(manifest), encoding="utf-8")
+            check(new)
+            _swap(new, place)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written: {(error.strerror or str(error)).lower()}") from error
 
 
-def _swap(new: Path, directory: Path) -> None:
-    """Put `new` where `directory` is."""
-    if not directory.exists():
-        os.replace(new, directory)
+def _put(file: Artifact, directory: Path) -> str:
+    """Write one file; its sha256."""
+    content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+    path = directory / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Put `new` where `place` is; interrupted in between, the old directory goes back."""
+    if not place.exists():
+        os.replace(new, place)
         return
-    old = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.old")
-    os.replace(directory, old)
-    os.replace(new, directory)
+    old = place.with_name(f".{place.name}.{secrets.token_hex(4)}.old")
+    os.replace(place, old)
+    try:
+        os.replace(new, place)
+    except BaseException:
+        if not place.exists():
+            os.replace(old, place)
+        raise
     shutil.rmtree(old)
 
 
 def writable(directory: Path) -> None:
     """InputError now rather than after minutes of measuring, where an artefact could not be written."""
-    parent = directory.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{directory}: cannot be written: {parent} is not a writable directory")
-    if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
+    with _refusals(directory):
+        parent = _replaceable(directory).parent
+        while not parent.exists():
+            parent = parent.parent
+        # Tried, not asked: root may write anywhere by its permissions, and still not into /proc.
+        os.rmdir(tempfile.mkdtemp(prefix=".planner-", dir=parent))
+
+
+@contextmanager
+def _refusals(directory: Path) -> Iterator[None]:
+    """What the file system refuses, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+
+
+def _replaceable(directory: Path) -> Path:
+    """Where an artefact goes, links followed; InputError where that would take away something that is not ours."""
+    place = directory.resolve()
+    if place in (here := Path.cwd(), *here.parents) or os.path.ismount(place):
+        raise InputError(f"{directory}: cannot be replaced as a whole; give a directory inside it with -o")
+    if not place.exists():
+        return place
+    if not place.is_dir():
+        raise InputError(f"{directory}: is a file; give a directory with -o")
+    if not any(place.iterdir()):
+        return place
+    if not (place / MANIFEST).is_file():
         raise InputError(f"{directory}: is not empty and holds no {MANIFEST}; give a new directory with -o")
+    ours = {MANIFEST, *manifest(directory).files}
+    for path in sorted(place.rglob("*")):
+        name = path.relative_to(place)
+        if not path.is_dir() and str(name) not in ours and LEFT_BY_PYTHON not in name.parts:
+            raise InputError(
+                f"{directory}: holds {name}, which is no part of the artefact; move it, or give another -o"
+            )
+    return place
+
+
+def manifest(directory: Path) -> Manifest:
+    """The manifest of an artefact directory."""
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise InputError(f"{directory}: is not a directory; give one that planner compile wrote")
+    if not path.is_file():
+        raise InputError(f"{directory}: holds no {MANIFEST}; give a directory that planner compile wrote")
+    try:
+        return load_file(path, Manifest)
+    except InputError as error:
+        raise TamperedArtifact(f"{error}; compile again into a new directory") from error
+
+
+def read_plan(directory: Path) -> Plan:
+    """The plan of an artefact, after it was found to be the one that the manifest names."""
+    found, path = manifest(directory), directory / PLAN
+    if not path.is_file():
+        raise TamperedArtifact(f"{path}: is missing; compile again")
+    text = read_text(path)
+    if sha256(text) != found.plan_sha256:
+        raise TamperedArtifact(f"{path}: differs from the sha256 in {MANIFEST}; compile again")
+    plan = load(text, Plan, str(path))
+    made = plan.provenance
+    if (found.runtime, found.planner_version) != (made.backend, made.planner_version):
+        raise TamperedArtifact(f"{directory / MANIFEST}: names another runtime or planner than the plan; compile again")
+    return plan

@@ -22,7 +22,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What one runtime and version can carry: the formats it stores and how its heads may differ."""
+    """What one runtime and version can carry: the formats it stores, how its heads may differ, and whether what lies
+    in a slower tier than the fastest is fetched when it is needed (`offloads`)."""
 
     runtime: str
     version: str
@@ -31,6 +32,7 @@ class Capabilities:
     window_page_tokens: int
     classes_per_layer: int | None
     executes_here: bool
+    offloads: bool = False
 
     def constraints(self, sites: Iterable[Site]) -> tuple[AtMostDistinct, ...]:
         """The relations between sites that this runtime imposes."""
@@ -129,8 +131,8 @@ class Session(Protocol):
         """Greedy continuations of a batch of prompts of any lengths."""
         ...
 
-    def time(self, prompt: Sequence[int], new_tokens: int, chunk_tokens: int) -> Timing:
-        """Prefill a prompt and decode `new_tokens`, timed; bytes are counted from the tensors that exist."""
+    def time(self, prompt: Sequence[int], new_tokens: int, chunk_tokens: int, batch: int = 1) -> Timing:
+        """Prefill `batch` copies of a prompt and decode `new_tokens`, timed; bytes are counted from real tensors."""
         ...
 
 

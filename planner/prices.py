@@ -62,7 +62,7 @@ def price(
         constant=constant,
         limits=np.array([limit(row, spec, workload, goal, hardware, loss) for row in rows]),
         minimise=stages(goal.minimise, rows),
-        tie_break=tuple(rows.index(name) for name in (LOSS, "memory_bytes", "decode_s.core")),
+        tie_break=tuple(rows.index(name) for name in (LOSS, "decode_s.core", "memory_bytes")),
     )
 
 

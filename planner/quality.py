@@ -1,4 +1,4 @@
-"""Numbers that compare a planned model with the dense one: KL, perplexity, and intervals by bootstrap over documents."""
+"""Numbers that compare a planned model with the dense one: KL, perplexity, bootstrap intervals over documents."""
 
 import math
 from collections.abc import Sequence
@@ -21,9 +21,7 @@ class DocumentScore:
     dense_nll_nats: float
 
 
-def compare(
-    dense: NDArray[np.float32], planned: NDArray[np.float32], targets: Sequence[int]
-) -> DocumentScore:
+def compare(dense: NDArray[np.float32], planned: NDArray[np.float32], targets: Sequence[int]) -> DocumentScore:
     """Score a document from log-probabilities [positions, vocab] of both models; `targets` are the true next tokens.
 
     The last position has no target and counts for the KL only.

@@ -9,6 +9,7 @@ from planner.pipeline import Step
 from planner.plan import Costs, Interval, Plan
 from planner.verify import Measured
 
+ROWS = ("dense", "uniform", "planned")
 COLUMNS = ("kv_bytes", "weight_bytes", "decode_s", "ttft_s", "loss_nats", "perplexity", "passkey")
 
 
@@ -23,24 +24,35 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class CompileReport:
-    """The outcome of compile. `shipped` names the row that was written."""
+    """The outcome of compile. `shipped` names the row that was written, and `why` it is not the planned one.
+
+    `notes` say what differs from what a user may expect of this source.
+    """
 
     rows: tuple[Row, ...]
     steps: tuple[Step, ...]
     out: str
     target: str
     shipped: str = "planned"
+    why: str = ""
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
-        told: dict[str, object] = {
-            row.name: {"predicted": costs_json(row.plan.predicted), "measured": costs_json(row.plan.measured)}
-            for row in self.rows
-        }
+        plans = {row.name: row.plan for row in self.rows}
+        told = {name: plan_json(plans.get(name)) for name in ROWS}
         steps = [
             {"pass": s.name, "seconds": s.seconds, "before": s.candidates_before, "after": s.candidates_after}
             for s in self.steps
         ]
-        return {"target": self.target, "out": self.out, "shipped": self.shipped, **told, "passes": steps}
+        return {
+            "target": self.target,
+            "out": self.out,
+            "shipped": self.shipped,
+            "why": self.why,
+            "notes": list(self.notes),
+            **told,
+            "passes": steps,
+        }
 
     def json_text(self) -> str:
         return json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n"
@@ -50,10 +62,32 @@ class CompileReport:
         solver = self.rows[-1].plan.solver
         proved = "" if solver is None else f"; solver: {solver.status}, gap {solver.gap:.2%}"
         lines = [f"candidates: {funnel}{proved}", "", *costs_table(self.rows), ""]
-        if self.shipped != "planned":
-            lines.append(f"the {self.shipped} setting measured better than the plan, or the plan missed a limit: it ships")
-        lines.append(f"wrote {self.out}: the {self.shipped} row; run it with: planner run {self.out} --prompt TEXT")
-        return "\n".join(lines)
+        lines += [f"note: {note}" for note in self.notes]
+        if self.why:
+            lines.append(f"the {self.shipped} setting ships: {self.why}")
+        ran = self.rows[-1].plan.quality_verified
+        use = f"run it with: planner run {self.out} --prompt TEXT" if ran else "a plan and its report, nothing to run"
+        return "\n".join([*lines, f"wrote {self.out}: the {self.shipped} row; {use}"])
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """An artefact run beside its dense model. `missed` is the limit that it does not keep, in words, or empty."""
+
+    dense: Row
+    planned: Row
+    missed: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "dense": plan_json(self.dense.plan),
+            "uniform": None,
+            "planned": plan_json(self.planned.plan),
+            "missed": self.missed or None,
+        }
+
+    def as_text(self) -> str:
+        return "\n".join(costs_table((self.dense, self.planned)))
 
 
 def costs_table(rows: Sequence[Row]) -> list[str]:
@@ -87,6 +121,13 @@ def _interval(value: Interval | None, scale: float, digits: int) -> str:
         return "-"
     middle, low, high = (f"{x * scale:.{digits}f}" for x in (value.value, value.low, value.high))
     return f"{middle} [{low}, {high}]"
+
+
+def plan_json(plan: Plan | None) -> dict[str, object] | None:
+    """A row of the table; None where there is no such plan."""
+    if plan is None:
+        return None
+    return {"predicted": costs_json(plan.predicted), "measured": costs_json(plan.measured)}
 
 
 def costs_json(costs: Costs | None) -> dict[str, object] | None:

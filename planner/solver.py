@@ -94,9 +94,7 @@ def solve(problem: Problem, *, gap: float = 1e-3, seed: int = 0, effort: float =
     return found
 
 
-def explain(
-    problem: Problem, *, gap: float = 1e-3, seed: int = 0, effort: float = 0.5
-) -> tuple[LimitReport, ...]:
+def explain(problem: Problem, *, gap: float = 1e-3, seed: int = 0, effort: float = 0.5) -> tuple[LimitReport, ...]:
     """For every limit the least value that its row can take; nothing where the relations alone leave no choice.
 
     >>> usage = np.array([[0.0, 8.0], [5.0, 4.0]])

@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.executor import Progress, Session, Timing
+from planner.goal import Workload
 from planner.plan import Costs, Interval
 from planner.quality import DocumentScore, compare, mean_interval, perplexity
 
@@ -21,6 +22,9 @@ ROUNDS = 3
 """How often each timed plan has its turn."""
 
 TIMED_TOKENS = 16
+
+ANSWER_TOKENS = 8
+"""Tokens in which a passkey must be told."""
 
 Tokens = tuple[int, ...]
 
@@ -55,15 +59,17 @@ class Measured:
     def loss(self) -> Interval:
         return mean_interval([s.loss_nats for s in self.scores])
 
-    def costs(self, memory_bytes: int) -> Costs:
-        """The measured costs; `memory_bytes` is what the process cannot count itself (working memory included)."""
+    def costs(self, source: str) -> Costs:
+        """The measured costs. Working memory cannot be counted from here: `memory_bytes` is weights and cache alone."""
+        kv_bytes = self.timings[0].kv_bytes if self.timings else 0
+        weight_bytes = self.timings[0].weight_bytes if self.timings else 0
         ttft = [t.ttft_s for t in self.timings]
         decode = [s for t in self.timings for s in t.decode_s]
         return Costs(
-            source="measured on this machine",
-            kv_bytes=self.timings[0].kv_bytes if self.timings else 0,
-            weight_bytes=self.timings[0].weight_bytes if self.timings else 0,
-            memory_bytes=memory_bytes,
+            source=source,
+            kv_bytes=kv_bytes,
+            weight_bytes=weight_bytes,
+            memory_bytes=kv_bytes + weight_bytes,
             loss_nats=self.loss,
             decode_s=quartiles(decode) if decode else None,
             ttft_s=quartiles(ttft) if ttft else None,
@@ -84,55 +90,66 @@ def quartiles(values: Sequence[float]) -> Interval:
 
 @dataclass
 class Examiner(AbstractContextManager["Examiner"]):
-    """Holds the dense model's answers on disk while plans are compared with them, and removes them afterwards."""
+    """Holds the dense model's answers on disk while plans are compared with them.
+
+    They lie in files without a name, so that a killed run leaves nothing behind.
+    """
 
     exam: Exam
     progress: Progress
-    _scratch: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
+    _answers: list[NDArray[np.float32]] = field(default_factory=list)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._scratch.cleanup()
-
-    def _answer(self, index: int) -> Path:
-        return Path(self._scratch.name) / f"{index}.npy"
+        self._answers.clear()
 
     def take_dense(self, session: Session) -> Measured:
         """The dense model's answers, kept for `take`; its own scores have no loss."""
         for index, document in enumerate(self.exam.documents):
             self.progress("dense model", index, len(self.exam.documents))
-            np.save(self._answer(index), session.score(document, self.exam.first, self.exam.chunk_tokens))
+            self._answers.append(_on_disk(session.score(document, self.exam.first, self.exam.chunk_tokens)))
         self.progress("dense model", len(self.exam.documents), len(self.exam.documents))
         return self.take("dense model again", session, same=True)
 
     def take(self, name: str, session: Session, same: bool = False) -> Measured:
         """Score one plan on every document and passkey; `same` when it is the dense model itself."""
         scores = []
-        stage, of = f"verifying {name}", len(self.exam.documents) + len(self.exam.passkeys)
-        for index, document in enumerate(self.exam.documents):
-            dense = np.load(self._answer(index), mmap_mode="r")
+        stage, of = f"verifying {name}", len(self.exam.documents) + 1
+        for index, (document, dense) in enumerate(zip(self.exam.documents, self._answers, strict=True)):
             self.progress(stage, index, of)
             planned = dense if same else session.score(document, self.exam.first, self.exam.chunk_tokens)
             scores.append(compare(dense, planned, document[self.exam.first + 1 :]))
-        found = []
-        for index, key in enumerate(self.exam.passkeys):
-            self.progress(stage, len(self.exam.documents) + index, of)
-            found.append(key.found(session.generate([key.prompt], 8)[0]))
+        keys = self.exam.passkeys
+        answers = session.generate([key.prompt for key in keys], ANSWER_TOKENS) if keys else []
+        found = [key.found(answer) for key, answer in zip(keys, answers, strict=True)]
         self.progress(stage, of, of)
         return Measured(tuple(scores), tuple(found))
 
 
+def _on_disk(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same values, read back from an unnamed file."""
+    with tempfile.TemporaryFile() as file:
+        values.tofile(file)
+        return np.memmap(file, values.dtype, "r", shape=values.shape)
+
+
 def race(
-    sessions: Mapping[str, Session], prompt: Tokens, chunk_tokens: int, progress: Progress
+    sessions: Mapping[str, Session], document: Tokens, workload: Workload, progress: Progress
 ) -> dict[str, tuple[Timing, ...]]:
-    """Time sessions in turns on one prompt, so that a busy moment hits all of them alike."""
+    """Time sessions in turns, so that a busy moment hits all of them alike.
+
+    All of the document but its end is the prompt, and as many tokens as the end has are generated: together they fill
+    the cache that the plan was made for, once for every request of the batch.
+    """
+    timed = min(TIMED_TOKENS, workload.new_tokens)
+    prompt = document[: len(document) - timed]
     timings: dict[str, list[Timing]] = {name: [] for name in sessions}
     done, of = 0, ROUNDS * len(sessions)
     for _ in range(ROUNDS):
         for name, session in sessions.items():
             progress("timing in turns", done, of)
-            timings[name].append(session.time(prompt, TIMED_TOKENS, chunk_tokens))
+            timings[name].append(session.time(prompt, timed, workload.prefill_chunk_tokens, workload.batch))
             done += 1
     progress("timing in turns", of, of)
     return {name: tuple(found) for name, found in timings.items()}

@@ -8,8 +8,10 @@ import random
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from planner.errors import InputError
 
@@ -22,19 +24,23 @@ FILLER = (
 )
 
 
+def tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of an artefact or of a Hugging Face directory."""
+    return cast(Tokenizer, AutoTokenizer.from_pretrained(directory, local_files_only=True))
+
+
 def shipped(name: str) -> str:
     """A public-domain text that comes with the package."""
     return resources.files("profiles").joinpath("texts", name).read_text(encoding="utf-8")
 
 
 def slices(
-    tokenizer: PreTrainedTokenizerBase, text: str, lengths: Sequence[int], where: str
+    tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str
 ) -> tuple[tuple[int, ...], ...]:
     """Consecutive, disjoint token slices of these lengths, spread over the whole text; each starts a document."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    start = [] if tokenizer.bos_token_id is None or not tokenizer("a").input_ids[0] == tokenizer.bos_token_id else [
-        tokenizer.bos_token_id
-    ]
+    bos = tokenizer.bos_token_id
+    start = [] if bos is None or tokenizer("a").input_ids[0] != bos else [bos]
     needed = sum(lengths)
     if len(ids) < needed:
         raise InputError(
@@ -50,7 +56,7 @@ def slices(
 
 
 def with_passkeys(
-    tokenizer: PreTrainedTokenizerBase, document: Sequence[int], keys: int, seed: int
+    tokenizer: Tokenizer, document: Sequence[int], keys: int, seed: int
 ) -> tuple[int, ...]:
     """The document, as long as before, told `keys` passkeys early and asked for each of them in its second half."""
     chance = random.Random(seed)
@@ -70,7 +76,7 @@ def with_passkeys(
 
 
 def passkey_prompt(
-    tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: int
+    tokenizer: Tokenizer, tokens: int, depth: float, seed: int
 ) -> tuple[tuple[int, ...], str]:
     """A prompt of at most `tokens` tokens that hides a passkey at a depth of filler, and the five digits that answer."""
     chance = random.Random(seed)

@@ -152,7 +152,8 @@ def option_products(q: Tensor, k: Tensor, v: Tensor, gradient: Tensor, scale: fl
     for b, start in enumerate(range(0, tokens, BLOCK)):
         block = range(start, min(start + BLOCK, tokens))
         rows, toward = q[:, block.start : block.stop] * scale, gradient[:, :, block.start : block.stop]
-        dense = _chances(rows @ k[: block.stop].T, _sees(block, None, options)) @ v[: block.stop]
+        within = _columns(k, block, None, options), _columns(v, block, None, options)
+        dense = _chances(rows @ within[0].T, _sees(block, None, options)) @ within[1]
         for w, window in enumerate(options.windows):
             for part in _parts(block, window):
                 inside = slice(part.start - block.start, part.stop - block.start)
@@ -211,7 +212,10 @@ def recent_mass(q: Tensor, k: Tensor, scale: float, options: Options) -> Tensor:
     shares = torch.zeros(len(options.windows), dtype=torch.float64)
     for start in range(tokens // 2, tokens, BLOCK):
         block = range(start, min(start + BLOCK, tokens))
-        mass = _chances((q[:, block.start : block.stop] * scale) @ k[: block.stop].T, _sees(block, None, options))
+        within = _chances(
+            (q[:, block.start : block.stop] * scale) @ _columns(k, block, None, options).T, _sees(block, None, options)
+        )
+        mass = torch.nn.functional.pad(within, (block.stop - within.shape[-1], 0))  # beyond its reach a layer sees none
         for w, window in enumerate(options.windows):
             sees = _sees(block, window, options)
             held = _columns(mass.permute(2, 0, 1), block, window, options)

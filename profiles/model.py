@@ -145,7 +145,8 @@ class Profiler:
         out: dict[str, list[NDArray[np.float32]]] = {"k_mean": [], "k_scale": [], "v_scale": []}
         for i in range(len(self.spec.kv_sites)):
             (nq, _, q2), (nk, k1, k2), (nv, v1, v2) = (torch.stack(sums[x][i]).double().sum(0) for x in "qkv")
-            k_std, v_std = (k2 / nk - (k1 / nk) ** 2).clamp_min(0).sqrt(), (v2 / nv - (v1 / nv) ** 2).clamp_min(0).sqrt()
+            k_std = (k2 / nk - (k1 / nk) ** 2).clamp_min(0).sqrt()
+            v_std = (v2 / nv - (v1 / nv) ** 2).clamp_min(0).sqrt()
             out["k_mean"].append((k1 / nk).float().numpy())
             out["k_scale"].append(_balanced((q2 / nq).sqrt() / _floored(k_std)))
             out["v_scale"].append(_balanced(1 / _floored(v_std)))
@@ -159,7 +160,7 @@ class Profiler:
     def _price_kv(
         self, document: Sequence[int], number: int, statics: Mapping[KvSite, KvStatics]
     ) -> dict[str, NDArray[np.float64]]:
-        """What fisher.KvProducts holds, for all sites on one document, and attention mass [kv_sites, windows + full]."""
+        """What fisher.KvProducts holds for all sites on a document, and attention mass [kv_sites, windows + full]."""
         calibration, stage = self.calibration, f"document {number + 1} of {len(self.calibration.documents)}"
         scored = len(document) // 2
         steps = calibration.draws + len(self.spec.layers)
@@ -276,7 +277,14 @@ def mean_and_error(squares: NDArray[np.float64]) -> tuple[NDArray[np.float64], N
     >>> mean, error = mean_and_error(np.array([1.0, 3.0]))
     >>> float(mean), float(error)
     (2.0, 1.0)
+
+    A single draw shows no spread; the square of a normal number has one of sqrt(2) times its mean.
+
+    >>> [round(float(x), 3) for x in mean_and_error(np.array([1.0]))]
+    [1.0, 1.414]
     """
+    if len(squares) == 1:
+        return squares[0], squares[0] * np.sqrt(2)
     return squares.mean(0), squares.std(0, ddof=1) / np.sqrt(len(squares))
 
 

@@ -75,11 +75,11 @@ class TransformersSession:
         steps = torch.stack(list(self.model.generate(cache, logits, new_tokens)), 1)
         return [[int(t) for t in row] for row in steps]
 
-    def time(self, prompt: Sequence[int], new_tokens: int, chunk_tokens: int) -> Timing:
+    def time(self, prompt: Sequence[int], new_tokens: int, chunk_tokens: int, batch: int = 1) -> Timing:
         with refusals():
-            cache = self.model.cache(1, len(prompt) + new_tokens)
+            cache = self.model.cache(batch, len(prompt) + new_tokens)
         start = time.perf_counter()
-        logits = self.model.prefill(cache, [prompt], chunk_tokens)
+        logits = self.model.prefill(cache, [prompt] * batch, chunk_tokens)
         token = logits.argmax(-1)
         ttft_s = time.perf_counter() - start
         decode_s: list[float] = []
@@ -170,6 +170,13 @@ def load(directory: Path) -> TransformersSession:
         raise TamperedArtifact(str(error)) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{directory}: is not an artefact of this runtime ({error})") from error
+
+
+def reply(directory: Path, prompt: str, new_tokens: int, chunk_tokens: int) -> Iterator[str]:
+    """An artefact's reply to a prompt, piece by piece."""
+    model = load(directory).model
+    with refusals():
+        yield from runner.answer(model, directory, prompt, new_tokens, chunk_tokens, raw=False)
 
 
 def _json(value: object) -> bytes:

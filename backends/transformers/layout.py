@@ -98,8 +98,8 @@ def stored(name: str, form: WeightFormat, weights: Weights) -> tuple[WeightEntry
         return {"scheme": "float", "bits": int(form.bits), "offset": None}, {"floats": matrix.to(kind)}
     if form.bits not in GROUPED_BITS or form.group < 8 or form.group % 8 or matrix.shape[-1] % form.group:
         raise InputError(
-            f"{name}: rows of {matrix.shape[-1]} inputs cannot be stored at {form.bits:g} bits in groups of {form.group};"
-            f" needs one of {GROUPED_BITS} bits and groups of a multiple of 8 that divide the row"
+            f"{name}: rows of {matrix.shape[-1]} inputs cannot be stored at {form.bits:g} bits in groups of"
+            f" {form.group}; needs one of {GROUPED_BITS} bits and groups of a multiple of 8 that divide the row"
         )
     codes, scale, minimum = quantise(matrix, int(form.bits), form.group)
     parts = {"codes": pack(codes, int(form.bits)), "scale": scale, "minimum": minimum}

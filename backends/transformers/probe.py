@@ -45,7 +45,8 @@ class RunnerProbe:
 
     def expand_weights(self, bits: int) -> tuple[int, Callable[[], object]] | None:
         if bits == 16:
-            packed = Packed("w", {"scheme": "float", "bits": 16, "offset": None}, {"w::floats": torch.randn(ROWS, COLS).half()})
+            floats = {"w::floats": torch.randn(ROWS, COLS).half()}
+            packed = Packed("w", {"scheme": "float", "bits": 16, "offset": None}, floats)
         elif bits in (2, 3, 4, 5, 8):
             packed = Packed("w", {"scheme": "grouped", "bits": bits, "offset": None}, self._parts(bits))
         else:

@@ -27,6 +27,7 @@ from transformers.initialization import no_init_weights
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.pytorch_utils import Conv1D
 
+
 class ArtefactError(Exception):
     """The artefact cannot be used, or not for what was asked; the message says which part and why."""
 
@@ -174,7 +175,7 @@ class Code:
         return torch.float32 if self.bits == 32 else torch.float16
 
     def floats(self, x: Tensor) -> Tensor:
-        """Vectors as the floats that sinks are kept as; what float16 cannot hold saturates rather than turn infinite."""
+        """Vectors as the floats that sinks are kept as; what float16 cannot hold saturates and is never infinite."""
         return x if self.bits == 32 else x.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
 
     def empty(self, batch: int, heads: int, slots: int) -> tuple[Tensor, ...]:
@@ -256,7 +257,7 @@ class Layout:
     """
 
     def __init__(self, sinks: int, slots: int, seen: Tensor, valid: Tensor) -> None:
-        batch, tokens = valid.shape
+        tokens = valid.shape[1]
         positions = seen[:, None] + torch.arange(tokens)
         self.is_sink = (positions < sinks)[:, None, :, None]
         at = torch.cat([self._held(sinks, slots, seen), torch.where(valid, positions, -1)], 1)[:, None]
@@ -320,7 +321,13 @@ class ClassCache:
         return self.v_code.restored(out).view(batch, heads, group, tokens, dim)
 
     def _seen(
-        self, code: Code, sink: Tensor, stored: tuple[Tensor, ...], new: Tensor, coded: tuple[Tensor, ...], layout: Layout
+        self,
+        code: Code,
+        sink: Tensor,
+        stored: tuple[Tensor, ...],
+        new: Tensor,
+        coded: tuple[Tensor, ...],
+        layout: Layout,
     ) -> Tensor:
         """All that a step can see, in the code's space: [batch, heads, sinks + slots + tokens, head_dim]."""
         exact = code.rotated(code.floats(new).float())
@@ -632,7 +639,7 @@ class PlannedModel:
     def generate(
         self, cache: PlannedCache, logits: Tensor, new_tokens: int, stop: frozenset[int] = frozenset()
     ) -> Iterator[Tensor]:
-        """Greedy tokens [batch], one step at a time, from the logits that `prefill` gave; ends when all rows stopped."""
+        """Greedy tokens [batch], step by step, from the logits that `prefill` gave; ends when all rows stopped."""
         stopped = torch.zeros(len(logits), dtype=torch.bool)
         for i in range(new_tokens):
             token = logits.argmax(-1)

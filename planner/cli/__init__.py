@@ -1,11 +1,12 @@
 """The `planner` command: one subcommand per file, imported when it is called."""
 
+import errno
 from importlib import import_module
 from typing import NoReturn
 
 import click
 
-from planner.errors import PlannerError
+from planner.errors import InputError, PlannerError
 
 # In the order of a first day with the tool.
 COMMANDS = (
@@ -22,6 +23,8 @@ COMMANDS = (
     "doctor",
 )
 INTERRUPTED = 130
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a machine says when a disk is full or not ours; any other failure of the system is a bug and keeps its trace."""
 
 
 class Commands(click.Group):
@@ -43,6 +46,11 @@ class Commands(click.Group):
             fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             fail("stopped; nothing was left half-written; run again to resume", INTERRUPTED)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            fail(f"{where}{(error.strerror or str(error)).lower()}", InputError.exit_code)
 
 
 def fail(message: str, exit_code: int) -> NoReturn:

@@ -24,7 +24,9 @@ from planner.cli.output import PATH, json_option, show
 )
 @click.option("--dump", type=PATH, metavar="DIR", help="Also write the space after each pass into DIR.")
 @click.option("--backend", metavar="NAME", help="Runtime to emit for; one of 'planner backends'.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of measuring and solving.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of measuring and solving."
+)
 @json_option
 def command(
     model: Path,

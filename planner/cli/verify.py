@@ -32,8 +32,11 @@ def command(directory: Path, text: Path | None, documents: int, as_json: bool) -
     Ends with exit code 4 if the artefact does not keep its limits.
     """
     from planner import api
+    from planner.errors import VerificationFailed
     from planner.progress import ProgressLine
 
     with ProgressLine() as progress:
         result = api.verify(directory, text, documents, progress)
     show(result, as_json)
+    if result.missed:
+        raise VerificationFailed(f"{directory}: measured {result.missed} on this text")

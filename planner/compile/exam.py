@@ -6,20 +6,16 @@ from typing import TYPE_CHECKING
 
 from planner.errors import InputError
 from planner.goal import Workload
-from planner.verify import Exam, Passkey
+from planner.verify import ANSWER_TOKENS, Exam, Passkey
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from profiles.documents import Tokenizer
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where in a prompt the passkeys are hidden."""
 
-ANSWER_TOKENS = 8
 
-
-def exam(
-    tokenizer: "PreTrainedTokenizerBase", workload: Workload, text: Path | None, count: int, seen: Collection[str] = ()
-) -> Exam:
+def exam(tokenizer: "Tokenizer", workload: Workload, text: Path | None, count: int, seen: Collection[str] = ()) -> Exam:
     """`count` documents of a text (the shipped one if None), none of them among the `seen` hashes, and the passkeys."""
     from profiles import documents
     from profiles.model import document_sha256
@@ -35,8 +31,10 @@ def exam(
         prompt, key = documents.passkey_prompt(tokenizer, context - ANSWER_TOKENS, depth, seed)
         return Passkey(prompt, lambda tokens: key in tokenizer.decode(list(tokens)))
 
-    keys = tuple(passkey(depth, 1000 + i) for i, depth in enumerate(DEPTHS))
-    return Exam(found, context // 2, keys, workload.prefill_chunk_tokens)
+    keys = (passkey(depth, 1000 + i) for i, depth in enumerate(DEPTHS))
+    # In a short context the question alone may take more than there is: then nothing is asked.
+    asked = tuple(key for key in keys if len(key.prompt) + ANSWER_TOKENS <= context)
+    return Exam(found, context // 2, asked, workload.prefill_chunk_tokens)
 
 
 def read(path: Path | None, shipped: str) -> tuple[str, str]:

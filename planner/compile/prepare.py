@@ -34,9 +34,15 @@ WEIGHT_DOCUMENT_TOKENS = 512
 
 
 def cache_directory() -> Path:
-    """Where measurements are kept: $PLANNER_CACHE, or ~/.cache/planner."""
+    """Where measurements are kept, made if need be: $PLANNER_CACHE, or ~/.cache/planner."""
     given = os.environ.get("PLANNER_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "planner"
+    directory = Path(given) if given else Path.home() / ".cache" / "planner"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise InputError(f"{directory}: cannot be made: {why}; set PLANNER_CACHE to a writable directory") from error
+    return directory
 
 
 @dataclass(frozen=True)
@@ -66,14 +72,17 @@ def prepare(request: Request, target: str, seed: int, progress: Progress) -> Pre
     machine = hardware(target, progress)
     weights = CheckpointWeights(checkpoint)
     executor = TransformersExecutor(weights, checkpoint.spec)
-    profile = model_profile(request, checkpoint, weights, executor, seed, progress) if checkpoint.spec.has_weights else None
+    profile = (
+        model_profile(request, checkpoint, weights, executor, seed, progress) if checkpoint.spec.has_weights else None
+    )
     loss = None
     if profile is not None:
         executor.use(profile.statics)
         loss = LossModel(checkpoint.spec, profile, request.workload, fit(profile.anchors))
-    context = PassContext(
-        checkpoint.spec, request.workload, request.goal, machine, executor.capabilities, loss, seed
-    )
+    capabilities = executor.capabilities
+    if profile is None:  # shapes only: nothing runs, so nothing that a runtime lacks need be left out
+        capabilities = replace(capabilities, runtime="none", offloads=True, executes_here=False)
+    context = PassContext(checkpoint.spec, request.workload, request.goal, machine, capabilities, loss, seed)
     return Prepared(request, checkpoint, weights, executor, profile, context)
 
 
@@ -91,7 +100,6 @@ def hardware(target: str, progress: Progress) -> HardwareProfile:
         found = load_file(kept, HardwareProfile)
         if found.date == date.today().isoformat():
             return found
-    kept.parent.mkdir(parents=True, exist_ok=True)
     measured = measure(kept.parent, progress, RunnerProbe())
     write_text(dump(measured), kept)
     return measured
@@ -113,7 +121,16 @@ def model_profile(
     calibration, held_out = calibration_documents(request, weights, seed)
     asked = Calibration(calibration[:-1], calibration[-1:], request.calibration.draws, seed, SINKS)
     identity = json.dumps(
-        [checkpoint.spec.weights_sha256, checkpoint.config, executor.identity(), asked.sha256, held_out, asked.draws, seed, SINKS]
+        [
+            checkpoint.spec.weights_sha256,
+            checkpoint.config,
+            executor.identity(),
+            asked.sha256,
+            held_out,
+            asked.draws,
+            seed,
+            SINKS,
+        ]
     )
     parts = Parts(cache_directory() / "profiles" / hashlib.sha256(identity.encode()).hexdigest()[:24])
     profiler = Profiler(weights, checkpoint.spec, executor, asked, parts, progress)

@@ -97,7 +97,8 @@ def test_it_runs_with_the_tokens_of_the_plan(llama: Subject, written: Path) -> N
     (reply,) = llama.executor.open(plan).generate([tokenizer(turns).input_ids], NEW_TOKENS)
     stop = reply.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in reply else None
     wanted = tokenizer.decode(reply[:stop])
-    assert wanted.startswith(in_process(written))  # a character that is not complete is never printed
+    printed = "".join(executor.reply(written, PROMPT, NEW_TOKENS, 256))
+    assert printed and wanted.startswith(printed)  # a character that is not complete is never printed
 
 
 def test_the_runner_is_copied_as_it_is(written: Path) -> None:
@@ -190,6 +191,11 @@ def test_a_manifest_that_is_none_is_refused(copied: Path, content: bytes) -> Non
 def test_what_is_no_artefact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not found; give a directory that planner compile wrote"):
         executor.load(tmp_path)
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(written: Path) -> None:
+    with pytest.raises(InputError, match=r"a context of \d+ tokens is more than the 2048"):
+        list(executor.reply(written, "word " * 2048, NEW_TOKENS, 256))
 
 
 def test_damage_ends_in_one_line(copied: Path) -> None:

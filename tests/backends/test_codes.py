@@ -1,4 +1,4 @@
-"""Laws of the storage codes: what is packed comes back, errors are near theory, and bytes are those that plans count."""
+"""Laws of the storage codes: what is packed comes back, errors are near theory, bytes are those that plans count."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Six families run as transformers runs them: in full, with windows and coded caches, with packed weights; bytes too."""
+"""Six families run as transformers does: in full, with windows and coded caches, with packed weights; their bytes."""
 
 import random
 from collections.abc import Callable
@@ -109,6 +109,17 @@ def test_a_plan_may_leave_matrices_alone(model_of: Subject) -> None:
     tokens = tokens_of(20)
     model = model_of.open(trial("test", Workload(), chosen))
     assert farthest(physically(model, tokens, 20, WHOLE), model_of.plainly(tokens)) < CLOSE
+
+
+def test_turns_of_unequal_lengths_fit_learnt_positions(opened: Callable[[str], Subject]) -> None:
+    """Beside a long second turn the padding of a short one would lie beyond the last position there is."""
+    model = opened("gpt2").open(opened("gpt2").plan(lambda _: choice(Window(32), FLOAT32)))
+    first, second = [tokens_of(1000), tokens_of(10)], [tokens_of(5), tokens_of(100)]
+    cache = model.cache(2, 1024)
+    model.prefill(cache, first, 256)
+    found = model.prefill(cache, second, 256)
+    for row, (a, b) in enumerate(zip(first, second, strict=True)):
+        assert farthest(found[row], model.prefill(model.cache(1, 1024), [a + b], 256)[0]) < CLOSE
 
 
 # --- what cannot be carried ---------------------------------------------------------------------

@@ -95,7 +95,7 @@ def make_hardware(fast_bytes: int = 10**9, tiers: int = 2, float_bits: int = 32)
     )
 
 
-def make_capabilities(page: int = 1, classes: int | None = None) -> Capabilities:
+def make_capabilities(page: int = 1, classes: int | None = None, offloads: bool = True) -> Capabilities:
     return Capabilities(
         runtime="toy",
         version="1",
@@ -104,6 +104,7 @@ def make_capabilities(page: int = 1, classes: int | None = None) -> Capabilities
         window_page_tokens=page,
         classes_per_layer=classes,
         executes_here=True,
+        offloads=offloads,
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from planner.cost import constant, rows, total, usage, usages
 from planner.errors import InputError, InvalidSpace
-from planner.formats import GROUPED_BITS, ROTATED_BITS, grouped, rotated
+from planner.formats import GROUPED_BITS, ROTATED_BITS, grouped, rotated, static_bytes
 from planner.goal import Workload
 from planner.hardware import HardwareProfile, MemoryTier
 from planner.space import (
@@ -194,10 +194,13 @@ def test_more_bits_of_a_matrix_never_take_fewer_bytes(site: WeightSite) -> None:
 
 @given(st.sampled_from(MODEL.kv_sites), kv_choices, st.integers(1, 64))
 @settings(max_examples=60, deadline=None)
-def test_batch_scales_the_cache_exactly(site: KvSite, choice: KvChoice, batch: int) -> None:
+def test_batch_scales_the_cache_exactly_and_its_static_factors_not_at_all(
+    site: KvSite, choice: KvChoice, batch: int
+) -> None:
     one = usage(site, choice, MODEL, WORK, MACHINE)
     many = usage(site, choice, MODEL, replace(WORK, batch=batch), MACHINE)
-    assert many["kv_bytes"] == batch * one["kv_bytes"]
+    shared = static_bytes(choice, MODEL.layers[site.layer])
+    assert many["kv_bytes"] - shared == batch * (one["kv_bytes"] - shared)
 
 
 @given(workloads, machines, st.sampled_from((None, 1, 2)))
@@ -243,12 +246,13 @@ def test_a_batch_touches_more_experts_but_never_more_than_all() -> None:
 
 
 def test_attention_over_a_cache_by_hand() -> None:
-    # Layer 0: two query heads a KV head of 32 channels. 4 sinks at 256 bytes, 1020 slots at 2 x (16 + 2) bytes.
+    # Layer 0: two query heads a KV head of 32 channels. 4 sinks at 128 bytes, 1020 slots at 2 x (16 + 2) bytes, and
+    # three float16 vectors of static factors, which no step reads.
     choice = KvChoice(Full(), rotated(4), rotated(4), 4, FAST)
     use = usage(KvSite(0, 0), choice, MODEL, WORK, replace(MACHINE, kernel_overhead_s=0.0))
     stored = 4 * 32 * 4 + 1020 * 36
     flop = 4 * 2 * 32 * 1024
-    assert use["kv_bytes"] == use["memory_bytes"] == stored
+    assert use["kv_bytes"] == use["memory_bytes"] == stored + 3 * 32 * 2
     assert isclose(use["decode_s.core"], max(flop / 1e11, stored / 2e10) + 1020 * 2 * 32 / 1e9)
 
 

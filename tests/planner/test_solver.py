@@ -42,9 +42,7 @@ def tiny(seed: int, integral: bool = False) -> Problem:
         at_most.append(AtMost(sites, labels, int(rng.integers(1, 4))))
     for _ in range(rng.integers(0, 3)):
         site, other = (int(s) for s in rng.integers(0, len(groups), 2))
-        taken, needed = (
-            tuple(int(c) for c in np.flatnonzero(rng.random(groups[s]) < 0.5)) for s in (site, other)
-        )
+        taken, needed = (tuple(int(c) for c in np.flatnonzero(rng.random(groups[s]) < 0.5)) for s in (site, other))
         requires.append(Implies(site, taken, other, needed))
     minimise = (0,) if rng.random() < 0.6 else (0, 3)
     if len(minimise) == 2:
@@ -227,9 +225,7 @@ def layered(seed: int, layers: int = 6, heads: int = 3, classes: int = 5) -> Pro
         loss = rng.uniform(1, 100) * (kept**-1.5 - 1) * np.exp(rng.normal(0, 0.1, classes))
         blocks.append(np.stack([np.maximum(loss, 0), kept * 1e9, kept * 1e-3 * rng.uniform(0.8, 1.2, classes)], axis=1))
     labels = tuple(range(classes))
-    relations = tuple(
-        AtMost(tuple(range(i * heads, (i + 1) * heads)), (labels,) * heads, 2) for i in range(layers)
-    )
+    relations = tuple(AtMost(tuple(range(i * heads, (i + 1) * heads)), (labels,) * heads, 2) for i in range(layers))
     families = tuple(i % 3 for i in range(classes))
     sites = layers * heads
     everywhere = AtMost(tuple(range(sites)), (families,) * sites, 2)

@@ -1,0 +1,57 @@
+"""The table dense / best uniform / planned: every plan run on the same positions and timed in turns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from planner.compile.exam import exam
+from planner.compile.prepare import Prepared
+from planner.executor import Progress, Timing
+from planner.goal import Goal
+from planner.plan import Plan
+from planner.report import Row
+from planner.verify import Examiner, Measured, race
+
+
+def contest(
+    prepared: Prepared, dense: Plan, uniform: Sequence[Plan], planned: Plan, progress: Progress
+) -> tuple[Row, ...]:
+    """The rows of the table; of the uniform settings only the one that did best."""
+    request = prepared.request
+    seen = () if prepared.profile is None else prepared.profile.documents
+    asked = exam(
+        prepared.weights.tokenizer, request.workload, request.verification.text, request.verification.documents, seen
+    )
+    candidates = {f"uniform {i + 1}": each for i, each in enumerate(uniform)}
+    plans = {"dense": dense, **candidates, "planned": planned}
+    with Examiner(asked, progress) as examiner:
+        sessions = {"dense": prepared.executor.open(dense)}
+        results = {"dense": examiner.take_dense(sessions["dense"])}
+        for name in (*candidates, "planned"):
+            sessions[name] = prepared.executor.open(plans[name])
+            results[name] = examiner.take(name, sessions[name])
+        best = best_uniform({name: results[name] for name in candidates}, request.goal)
+        racing = {name: sessions[name] for name in ("dense", *best, "planned")}
+        timings = race(racing, asked.documents[0], request.workload, progress)
+    told = {name: "uniform" if name in best else name for name in racing}
+    local = prepared.context.hardware.provenance == "measured"
+    return tuple(row(told[name], plans[name], results[name], timings[name], local) for name in racing)
+
+
+def row(name: str, plan: Plan, result: Measured, timings: Sequence[Timing], local: bool) -> Row:
+    """A plan with what running it showed; the seconds are the target's own only where that is this machine."""
+    result = replace(result, timings=tuple(timings))
+    costs = result.costs("measured on this machine" if local else "measured here, not on the target")
+    return Row(name, replace(plan, measured=costs, quality_verified=True, speed_measured=local), result)
+
+
+def best_uniform(results: Mapping[str, Measured], goal: Goal) -> tuple[str, ...]:
+    """The name of the uniform setting that did best. They come best first by what the goal minimises, as predicted.
+
+    Minimising the loss that is the least measured loss; otherwise the first that measures within the loss limit, and
+    the least loss where none does.
+    """
+    by_loss = sorted(results, key=lambda name: results[name].loss.value)
+    most = goal.limits.loss_nats
+    kept = [name for name in results if most is None or results[name].loss.value <= most]
+    order = by_loss if goal.minimise == "loss_nats" else [*kept, *by_loss]
+    return tuple(order[:1])

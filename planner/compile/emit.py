@@ -1,0 +1,39 @@
+"""Write what was planned: an artefact that runs, or for a model without weights a plan and its report alone."""
+
+from pathlib import Path
+
+from planner import artefact
+from planner.compile.prepare import Prepared
+from planner.errors import VerificationFailed
+from planner.executor import Artifact
+from planner.plan import Plan, sha256
+from planner.report import CompileReport
+from planner.serde import dump
+
+SPOKEN_TOKENS = 8
+REPORT_TEXT = "report.txt"
+
+
+def emit(out: Path, prepared: Prepared, plan: Plan, report: CompileReport) -> None:
+    """Write the directory; where there are weights, what was written must speak as the plan that was verified did."""
+    capabilities, text = prepared.context.capabilities, dump(plan)
+    runs = prepared.checkpoint.spec.has_weights
+    files = (
+        *(prepared.executor.emit(plan, prepared.checkpoint.spec) if runs else ()),
+        Artifact(artefact.PLAN, text.encode()),
+        Artifact(artefact.REPORT, report.json_text().encode()),
+        Artifact(REPORT_TEXT, (report.as_text() + "\n").encode()),
+    )
+    header = artefact.Header(capabilities.runtime, capabilities.version, sha256(text), plan.provenance.planner_version)
+
+    def speaks(new: Path) -> None:
+        """Load what was written and let it speak: the same tokens as the session that was verified."""
+        prompt = [token % prepared.checkpoint.spec.vocab_size for token in range(5, 5 + 3 * SPOKEN_TOKENS)]
+        written = prepared.executor.load(new).generate([prompt], SPOKEN_TOKENS)
+        if written != prepared.executor.open(plan).generate([prompt], SPOKEN_TOKENS):
+            raise VerificationFailed(f"{out}: was not written: it would generate other tokens than the verified plan")
+
+    if runs:
+        artefact.write(out, files, header, speaks)
+    else:
+        artefact.write(out, files, header)

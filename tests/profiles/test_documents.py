@@ -1,0 +1,165 @@
+"""Calibration documents never overlap, are as long as asked, and hide facts that they later ask for."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from planner.errors import InputError
+from profiles.documents import (
+    CALIBRATION_TEXT,
+    VERIFICATION_TEXT,
+    passkey_prompt,
+    read,
+    shipped,
+    slices,
+    with_passkeys,
+)
+
+WORDS = " ".join(f"word{i}" for i in range(3000))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama: Path) -> PreTrainedTokenizerBase:
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tiny_llama)
+    return found
+
+
+class Beginning:
+    """A tokenizer of one token a word that puts a beginning-of-sequence token first where it is asked to."""
+
+    bos_token_id = 0
+
+    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> "Beginning.Output":
+        return self.Output([0] * add_special_tokens + [1 + int(word) for word in re.findall(r"\d+", text)])
+
+    class Output:
+        """What a tokenizer returns."""
+
+        def __init__(self, ids: list[int]) -> None:
+            self.input_ids = ids or [0]
+
+
+# --- slices -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(1, 400), min_size=1, max_size=12))
+def test_slices_are_disjoint_and_as_long_as_asked(tokenizer: PreTrainedTokenizerBase, lengths: list[int]) -> None:
+    ids = tokenizer(WORDS, add_special_tokens=False).input_ids
+    found = slices(tokenizer, WORDS, lengths, "here")
+    assert [len(document) for document in found] == lengths
+    at = 0
+    for document in found:
+        while tuple(ids[at : at + len(document)]) != document:  # raises where it is not further on in the text
+            at += 1
+            assert at <= len(ids)
+        at += len(document)
+
+
+def test_slices_are_spread_over_the_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = tokenizer(WORDS, add_special_tokens=False).input_ids
+    last = slices(tokenizer, WORDS, [100] * 4, "here")[-1]
+    places = [i for i in range(len(ids) - 100) if tuple(ids[i : i + 100]) == last]
+    assert places and min(places) > len(ids) // 2
+
+
+def test_every_slice_starts_a_document_where_the_tokenizer_says_so() -> None:
+    text = " ".join(str(i) for i in range(100))
+    found = slices(Beginning(), text, [10, 20, 5], "here")  # type: ignore[arg-type]
+    assert [document[0] for document in found] == [0, 0, 0]
+    assert [len(document) for document in found] == [10, 20, 5]
+    rest = [token for document in found for token in document[1:]]
+    assert len(set(rest)) == len(rest)
+
+
+@pytest.mark.parametrize("text", ["", "a", "short, too short"])
+def test_a_short_text_is_refused(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    with pytest.raises(InputError, match=r"mine\.txt: holds \d+ tokens where 3 documents of 200 need 600; give a"):
+        slices(tokenizer, text, [200, 200, 200], "mine.txt")
+
+
+def test_a_text_that_is_just_long_enough_is_used_whole(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = tokenizer(WORDS, add_special_tokens=False).input_ids
+    half = len(ids) // 2
+    first, second = slices(tokenizer, WORDS, [half, len(ids) - half], "here")
+    assert [*first, *second] == ids
+    with pytest.raises(InputError):
+        slices(tokenizer, WORDS, [half, len(ids) - half + 1], "here")
+
+
+# --- facts --------------------------------------------------------------------------------------
+
+TOLD = re.compile(r"The (\w+) passkey is (\d{5})\. Remember it: (\d{5}) is the (\w+) passkey\.")
+ASKED = re.compile(r"What is the (\w+) passkey\? The (\w+) passkey is (\d{5})\.")
+
+
+@pytest.mark.parametrize("keys", [1, 3, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_passkeys_are_told_early_and_asked_late(tokenizer: PreTrainedTokenizerBase, keys: int, seed: int) -> None:
+    (document,) = slices(tokenizer, WORDS, [3000], "here")
+    found = with_passkeys(tokenizer, document, keys, seed)
+    assert len(found) == 3000
+    half = tokenizer.decode(found[:1500]), tokenizer.decode(found[1500:])
+    told = {name: number for name, number, again, same in TOLD.findall(half[0]) if number == again and name == same}
+    asked = {name: number for name, same, number in ASKED.findall(half[1]) if name == same}
+    assert len(told) == keys
+    assert told == asked
+    assert not TOLD.search(half[1])
+    assert not ASKED.search(half[0])
+
+
+def test_passkeys_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerBase) -> None:
+    (document,) = slices(tokenizer, WORDS, [2000], "here")
+    first = with_passkeys(tokenizer, document, 3, seed=1)
+    assert first == with_passkeys(tokenizer, document, 3, seed=1)
+    assert first != with_passkeys(tokenizer, document, 3, seed=2)
+
+
+@pytest.mark.parametrize("length", [32, 100, 500])
+def test_a_short_document_keeps_its_length(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    (document,) = slices(tokenizer, WORDS, [length], "here")
+    assert len(with_passkeys(tokenizer, document, 3, seed=0)) == length
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens=st.integers(400, 3000), depth=st.floats(0, 1), seed=st.integers(0, 99))
+def test_a_passkey_lies_at_its_depth(
+    tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: int
+) -> None:
+    prompt, key = passkey_prompt(tokenizer, tokens, depth, seed)
+    assert tokens - 1 <= len(prompt) <= tokens
+    text = tokenizer.decode(prompt)
+    assert re.fullmatch(r"\d{5}", key)
+    assert text.count(key) == 2
+    assert text.endswith("What is the secret passkey? The secret passkey is")
+    assert key not in text[text.rindex("What is") :]
+    needle = tokenizer(f"\nThe secret passkey is {key}. Remember it. {key} is the secret passkey.\n").input_ids
+    at = next(i for i in range(len(prompt)) if list(prompt[i : i + len(needle)]) == needle)
+    fixed = len(prompt) - len(needle)
+    # The opening and the question stand outside the filler whose depth is meant.
+    assert abs(at - depth * fixed) < 200
+    assert (prompt, key) == passkey_prompt(tokenizer, tokens, depth, seed)
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+
+def test_the_shipped_texts_share_no_line() -> None:
+    calibration, verification = shipped(CALIBRATION_TEXT), shipped(VERIFICATION_TEXT)
+    long = [{line for line in text.splitlines() if len(line) > 40} for text in (calibration, verification)]
+    assert min(map(len, long)) > 100
+    assert not long[0] & long[1]
+
+
+def test_a_text_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.txt: cannot be read"):
+        read(tmp_path / "none.txt")
+    (tmp_path / "latin").write_bytes("Müller".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin: is not UTF-8 text \(byte 1\)"):
+        read(tmp_path / "latin")
+    (tmp_path / "utf8").write_text("Müller", encoding="utf-8")
+    assert read(tmp_path / "utf8") == "Müller"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from passes.spans import effective
 from planner.pipeline import PassContext
-from planner.prices import PriceTable
+from planner.prices import LOSS, PriceTable
 from planner.space import (
     Choice,
     KvChoice,
@@ -44,7 +44,8 @@ def uniform_settings(space: Space, ctx: PassContext, most: int = 3) -> tuple[Spa
 
     Among the candidates of a widened space, all KV sites take the same span, formats and tier, and all matrices the
     same format (what its source has counts as one) and tier. A layer trained with a window no longer than the span
-    keeps all of that window; a matrix that cannot take the format stays as it was.
+    keeps all of that window; a matrix that cannot take the format stays as it was. Of settings with the same cache and
+    the same loss, which differ only in how lossless matrices are stored, only the best is told.
     """
     table = ctx.price(space)
     rows = row_numbers(space)
@@ -52,8 +53,14 @@ def uniform_settings(space: Space, ctx: PassContext, most: int = 3) -> tuple[Spa
     weights = list(weight_settings(space, table, rows))
     totals = table.constant + np.array([[a.used + b.used for b in weights] for a in kv]).reshape(-1, len(table.rows))
     found: list[Space] = []
+    told: set[tuple[int, float]] = set()
+    losses = totals[:, table.rows.index(LOSS)]
     for number in ranked(totals, table):
         first, second = divmod(number, len(weights))
+        alike = first, round(float(losses[number]), 5)
+        if alike in told:
+            continue
+        told.add(alike)
         chosen = {**kv[first].chosen, **weights[second].chosen}
         if violated(chosen, space.constraints) is None:
             found.append(space.choose(chosen))

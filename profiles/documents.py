@@ -10,10 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import cast
 
-from transformers import AutoTokenizer
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from planner.errors import InputError
+
+Tokenizer = PreTrainedTokenizerBase
 
 CALIBRATION_TEXT = "calibration.txt"
 VERIFICATION_TEXT = "verification.txt"
@@ -78,7 +79,7 @@ def with_passkeys(
 def passkey_prompt(
     tokenizer: Tokenizer, tokens: int, depth: float, seed: int
 ) -> tuple[tuple[int, ...], str]:
-    """A prompt of at most `tokens` tokens that hides a passkey at a depth of filler, and the five digits that answer."""
+    """A prompt that hides a passkey at a depth of filler, and its five digits; over `tokens` only without filler."""
     chance = random.Random(seed)
     key = str(chance.randint(10000, 99999))
     head = "There is an important piece of information hidden in the text below. Find it and memorise it.\n\n"

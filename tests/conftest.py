@@ -1,6 +1,6 @@
 """Tiny random models of six families, real Hugging Face directories that load in a moment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from click.testing import Result
     from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 320
@@ -128,3 +129,35 @@ def tiny_gpt2(tiny: Callable[[str], Path]) -> Path:
 def tiny_mixtral(tiny: Callable[[str], Path]) -> Path:
     """2 layers, 2 of 4 experts per token."""
     return tiny("mixtral")
+
+
+@pytest.fixture(scope="session")
+def planner_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty place for the measurements of this session."""
+    directory = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLANNER_CACHE", str(directory))
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def compiled(
+    tiny_llama: Path, planner_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, "Result"]:
+    """A model.yaml, the artefact that was compiled from it, and what compile printed with --json. Read only."""
+    from click.testing import CliRunner
+
+    from planner.cli import main
+
+    work = tmp_path_factory.mktemp("compiled")
+    path, out = work / "model.yaml", work / "out"
+    path.write_text(
+        "schema: planner/model@1\n"
+        f"source: {{huggingface: '{tiny_llama}'}}\n"
+        "workload: {context_tokens: [64], new_tokens: 8, prefill_chunk_tokens: 32}\n"
+        "goal: {minimise: loss_nats, limits: {kv_share: 0.5}}\n"
+        "calibration: {documents: 1, draws: 2}\n"
+        "verification: {documents: 2}\n"
+    )
+    args = ["compile", str(path), "--target", "laptop-cpu", "-o", str(out), "--json"]
+    return path, out, CliRunner().invoke(main, args, catch_exceptions=False)

@@ -1,8 +1,8 @@
-"""The whole line on tiny models: compile, verify, run, explain, diff; the same plan twice; every family, pass and goal."""
+"""The whole line on tiny models: every command, the same plan twice, every family, pass and goal."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,7 @@ QUICK = {"context_tokens": "[64]", "documents": 1}
 Tiny = Callable[[str], Path]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Measurements of this session alone."""
-    directory = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PLANNER_CACHE", str(directory))
-        yield directory
+pytestmark = pytest.mark.usefixtures("planner_cache")
 
 
 def model_yaml(
@@ -56,15 +50,6 @@ def planner(*args: object) -> Result:
     return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
 
 
-@pytest.fixture(scope="session")
-def first(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Result]:
-    """A model.yaml, the artefact compiled from it, and what was printed."""
-    work = tmp_path_factory.mktemp("first")
-    (work / "llama.yaml").write_text(model_yaml(tiny_llama, documents=2))
-    told = planner("compile", work / "llama.yaml", "--target", "laptop-cpu", "-o", work / "out", "--json")
-    return work / "llama.yaml", work / "out", told
-
-
 def costs(report: dict[str, dict[str, dict[str, object]]], name: str) -> tuple[dict[str, object], dict[str, object]]:
     return report[name]["predicted"], report[name]["measured"]
 
@@ -72,8 +57,8 @@ def costs(report: dict[str, dict[str, dict[str, object]]], name: str) -> tuple[d
 # --- one model all the way ----------------------------------------------------------------------
 
 
-def test_compile_prints_one_document_with_every_figure(first: tuple[Path, Path, Result]) -> None:
-    _, out, told = first
+def test_compile_prints_one_document_with_every_figure(compiled: tuple[Path, Path, Result]) -> None:
+    _, out, told = compiled
     assert told.exit_code == 0
     report = json.loads(told.stdout)
     assert json.loads((out / REPORT).read_text()) == report
@@ -82,24 +67,24 @@ def test_compile_prints_one_document_with_every_figure(first: tuple[Path, Path, 
             assert set(COLUMNS) <= set(figures)
 
 
-def test_bytes_are_predicted_within_a_hundredth(first: tuple[Path, Path, Result]) -> None:
-    report = json.loads(first[2].stdout)
+def test_bytes_are_predicted_within_a_hundredth(compiled: tuple[Path, Path, Result]) -> None:
+    report = json.loads(compiled[2].stdout)
     for name in ROWS:
         predicted, measured = costs(report, name)
         for figure in ("kv_bytes", "weight_bytes"):
             assert measured[figure] == pytest.approx(predicted[figure], rel=0.01)
 
 
-def test_the_manifest_lists_every_file_with_its_digest(first: tuple[Path, Path, Result]) -> None:
-    _, out, _ = first
+def test_the_manifest_lists_every_file_with_its_digest(compiled: tuple[Path, Path, Result]) -> None:
+    _, out, _ = compiled
     manifest = json.loads((out / MANIFEST).read_text())
     found = {str(p.relative_to(out)): p for p in out.rglob("*") if p.is_file() and p.name != MANIFEST}
     assert manifest["files"] == {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in found.items()}
     assert {PLAN, REPORT, "runner.py", "weights.safetensors", "tokenizer.json"} <= set(found)
 
 
-def test_the_shipped_plan_keeps_its_limit_and_says_what_was_proved(first: tuple[Path, Path, Result]) -> None:
-    _, out, told = first
+def test_the_shipped_plan_keeps_its_limit_and_says_what_was_proved(compiled: tuple[Path, Path, Result]) -> None:
+    _, out, told = compiled
     plan, report = load_file(out / PLAN, Plan), json.loads(told.stdout)
     assert report["shipped"] in ROWS and plan.name.endswith(report["shipped"])
     assert plan.measured is not None and report["dense"]["measured"]["kv_bytes"] >= 2 * plan.measured.kv_bytes
@@ -107,8 +92,8 @@ def test_the_shipped_plan_keeps_its_limit_and_says_what_was_proved(first: tuple[
     assert plan.measured.source == "measured here, not on the target"
 
 
-def test_the_other_commands_take_the_artefact(first: tuple[Path, Path, Result]) -> None:
-    _, out, _ = first
+def test_the_other_commands_take_the_artefact(compiled: tuple[Path, Path, Result]) -> None:
+    _, out, _ = compiled
     told = planner("verify", out, "--documents", 1, "--json")
     verified = json.loads(told.stdout)
     assert told.exit_code == 0 and verified["uniform"] is None
@@ -119,20 +104,20 @@ def test_the_other_commands_take_the_artefact(first: tuple[Path, Path, Result]) 
 
 
 def test_a_second_compilation_measures_nothing_anew_and_gives_the_same_plan(
-    first: tuple[Path, Path, Result], cache: Path, tmp_path: Path
+    compiled: tuple[Path, Path, Result], planner_cache: Path, tmp_path: Path
 ) -> None:
-    path, out, _ = first
-    kept = {p: p.stat().st_mtime_ns for p in (cache / "profiles").rglob("*.safetensors")}
+    path, out, _ = compiled
+    kept = {p: p.stat().st_mtime_ns for p in (planner_cache / "profiles").rglob("*.safetensors")}
     assert planner("compile", path, "--target", "laptop-cpu", "-o", tmp_path / "again").exit_code == 0
-    assert {p: p.stat().st_mtime_ns for p in (cache / "profiles").rglob("*.safetensors")} == kept
+    assert {p: p.stat().st_mtime_ns for p in (planner_cache / "profiles").rglob("*.safetensors")} == kept
     one, two = (load_file(directory / PLAN, Plan) for directory in (out, tmp_path / "again"))
     assert dump(one.without_measurement()) == dump(two.without_measurement())
 
 
 def test_an_artefact_is_replaced_and_nothing_stays_beside_it(
-    first: tuple[Path, Path, Result], tmp_path: Path
+    compiled: tuple[Path, Path, Result], tmp_path: Path
 ) -> None:
-    path, out = first[0], tmp_path / "out"
+    path, out = compiled[0], tmp_path / "out"
     out.mkdir()
     for _ in range(2):
         told = planner("compile", path, "--target", "a100", "-o", out, "--dump", tmp_path / "spaces")

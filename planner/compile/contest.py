@@ -3,24 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from planner.compile.exam import exam
 from planner.compile.prepare import Prepared
 from planner.executor import Progress, Timing
 from planner.goal import Goal
 from planner.plan import Plan
 from planner.report import Row
-from planner.verify import Examiner, Measured, race
+from planner.verify import Exam, Examiner, Measured, race
 
 
 def contest(
-    prepared: Prepared, dense: Plan, uniform: Sequence[Plan], planned: Plan, progress: Progress
+    prepared: Prepared, asked: Exam, dense: Plan, uniform: Sequence[Plan], planned: Plan, progress: Progress
 ) -> tuple[Row, ...]:
     """The rows of the table; of the uniform settings only the one that did best."""
     request = prepared.request
-    seen = () if prepared.profile is None else prepared.profile.documents
-    asked = exam(
-        prepared.weights.tokenizer, request.workload, request.verification.text, request.verification.documents, seen
-    )
     candidates = {f"uniform {i + 1}": each for i, each in enumerate(uniform)}
     plans = {"dense": dense, **candidates, "planned": planned}
     with Examiner(asked, progress) as examiner:

@@ -46,16 +46,19 @@ def compile_request(
     try:
         found = search(steps, prepared.context, snapshot)
     except Infeasible as error:
-        raise error if prepared.context.loss is not None else Infeasible(f"{error}; {NO_LOSS}") from error
+        if prepared.context.loss is not None:
+            raise
+        raise Infeasible(f"{error}; {NO_LOSS}") from error
     plan, dense, notes = planned(prepared, steps, found), baseline(prepared), prepared.checkpoint.notes
-    if prepared.profile is None:
+    asked = prepared.exam
+    if asked is None:
         rows: tuple[Row, ...] = (Row("dense", dense), Row("planned", plan))
         ships, notes = Shipped(rows[-1]), (*notes, NO_LOSS)
     else:
         plan, prepared = correct(plan, prepared, steps, progress)
         settings = uniform_settings(found.widened, prepared.context, UNIFORMS_MEASURED)
         uniform = [priced(prepared, "uniform", space) for space in settings]
-        rows = contest(prepared, dense, uniform, plan, progress)
+        rows = contest(prepared, asked, dense, uniform, plan, progress)
         ships = shipped(rows, request.goal, prepared.context.spec)
     report = CompileReport(
         rows, found.steps, str(out), prepared.context.hardware.name, ships.row.name, ships.why, notes

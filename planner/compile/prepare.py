@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planner.compile.exam import read
+from planner.compile.exam import exam, read
 from planner.errors import InputError
 from planner.executor import Progress
 from planner.files import write_text
@@ -18,6 +18,7 @@ from planner.pipeline import PassContext
 from planner.profile import ModelProfile
 from planner.request import Request
 from planner.serde import dump, load_file
+from planner.verify import Exam
 
 if TYPE_CHECKING:
     from backends.transformers.executor import TransformersExecutor
@@ -47,13 +48,17 @@ def cache_directory() -> Path:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An opened request. `context` is what passes see; `executor` runs plans here."""
+    """An opened request. `context` is what passes see; `executor` runs plans here.
+
+    A model without weights has neither a profile nor an exam.
+    """
 
     request: Request
     checkpoint: "Checkpoint"
     weights: "CheckpointWeights"
     executor: "TransformersExecutor"
     profile: ModelProfile | None
+    exam: Exam | None
     context: PassContext
 
 
@@ -69,8 +74,9 @@ def prepare(request: Request, target: str, seed: int, progress: Progress) -> Pre
             f"workload.context_tokens: {request.workload.longest_tokens} is more than the"
             f" {checkpoint.spec.max_positions} positions this model was made for"
         )
-    machine = hardware(target, progress)
     weights = CheckpointWeights(checkpoint)
+    asked = questions(request, weights, seed) if checkpoint.spec.has_weights else None
+    machine = hardware(target, progress)
     executor = TransformersExecutor(weights, checkpoint.spec)
     profile = (
         model_profile(request, checkpoint, weights, executor, seed, progress) if checkpoint.spec.has_weights else None
@@ -83,7 +89,7 @@ def prepare(request: Request, target: str, seed: int, progress: Progress) -> Pre
     if profile is None:  # shapes only: nothing runs, so nothing that a runtime lacks need be left out
         capabilities = replace(capabilities, runtime="none", offloads=True, executes_here=False)
     context = PassContext(checkpoint.spec, request.workload, request.goal, machine, capabilities, loss, seed)
-    return Prepared(request, checkpoint, weights, executor, profile, context)
+    return Prepared(request, checkpoint, weights, executor, profile, asked, context)
 
 
 def hardware(target: str, progress: Progress) -> HardwareProfile:
@@ -138,6 +144,21 @@ def model_profile(
     return anchors.measure(
         profile, checkpoint.spec, executor, held_out, request.workload.prefill_chunk_tokens, parts, progress
     )
+
+
+def questions(request: Request, weights: "CheckpointWeights", seed: int) -> Exam:
+    """What plans are verified on: made before anything is measured, so that a text that will not do is told at once."""
+    from profiles import documents
+    from profiles.model import document_sha256
+
+    learnt, _ = read(request.calibration.text, documents.CALIBRATION_TEXT)
+    content, where = read(request.verification.text, documents.VERIFICATION_TEXT)
+    if content == learnt:
+        raise InputError(f"{where}: is what the model is calibrated on; give another text for verification")
+    calibration, held_out = calibration_documents(request, weights, seed)
+    seen = {document_sha256(document) for document in (*calibration, held_out)}
+    asked = request.verification
+    return exam(weights.tokenizer, request.workload, asked.text, asked.documents, seen)
 
 
 def calibration_documents(

@@ -72,9 +72,7 @@ def main() -> None:
             measure(prepared, examiner, options.shares, options.results)
     print(report(options.results, options.shares, dense_kv_bytes(ctx.spec, ctx.workload)))
     text, tokens = options.text or "the shipped text", ctx.workload.longest_tokens
-    print(
-        f"{time.strftime('%Y-%m-%d')}, {options.documents} documents of {tokens} tokens of {text}"
-    )
+    print(f"{time.strftime('%Y-%m-%d')}, {options.documents} documents of {tokens} tokens of {text}")
 
 
 def measure(prepared: Prepared, examiner: Examiner, shares: Sequence[float], results: Path) -> None:

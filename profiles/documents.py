@@ -35,9 +35,7 @@ def shipped(name: str) -> str:
     return resources.files("profiles").joinpath("texts", name).read_text(encoding="utf-8")
 
 
-def slices(
-    tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str
-) -> tuple[tuple[int, ...], ...]:
+def slices(tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str) -> tuple[tuple[int, ...], ...]:
     """Consecutive, disjoint token slices of these lengths, spread over the whole text; each starts a document."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     bos = tokenizer.bos_token_id
@@ -56,9 +54,7 @@ def slices(
     return tuple(found)
 
 
-def with_passkeys(
-    tokenizer: Tokenizer, document: Sequence[int], keys: int, seed: int
-) -> tuple[int, ...]:
+def with_passkeys(tokenizer: Tokenizer, document: Sequence[int], keys: int, seed: int) -> tuple[int, ...]:
     """The document, as long as before, told `keys` passkeys early and asked for each of them in its second half."""
     chance = random.Random(seed)
     names = chance.sample(("red", "blue", "green", "north", "south", "silver", "second", "third", "last"), keys)
@@ -76,9 +72,7 @@ def with_passkeys(
     return tuple(result[:length])
 
 
-def passkey_prompt(
-    tokenizer: Tokenizer, tokens: int, depth: float, seed: int
-) -> tuple[tuple[int, ...], str]:
+def passkey_prompt(tokenizer: Tokenizer, tokens: int, depth: float, seed: int) -> tuple[tuple[int, ...], str]:
     """A prompt that hides a passkey at a depth of filler, and its five digits; over `tokens` only without filler."""
     chance = random.Random(seed)
     key = str(chance.randint(10000, 99999))

@@ -181,5 +181,3 @@ def reply(directory: Path, prompt: str, new_tokens: int, chunk_tokens: int) -> I
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
-
-

@@ -133,9 +133,7 @@ def with_weight(model_of: Subject, tensor: str, form: WeightFormat) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("form", [WeightFormat(4, "grouped", 48), WeightFormat(4, "grouped", 0), grouped(5)])
-def test_groups_that_do_not_fit_are_refused(
-    opened: Callable[[str], Subject], family: str, form: WeightFormat
-) -> None:
+def test_groups_that_do_not_fit_are_refused(opened: Callable[[str], Subject], family: str, form: WeightFormat) -> None:
     name = opened(family).spec.tensors[-1].name
     with pytest.raises(InputError, match=f"{name}: rows of .* cannot be stored at {form.bits:g} bits in groups of"):
         with_weight(opened(family), name, form)

@@ -63,9 +63,7 @@ LENGTHS = (3, 16, 17, 21, 150)
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 64, WHOLE])
 @pytest.mark.parametrize(("form", "close"), [(FLOAT32, CLOSE), (FLOAT16, HALVES)])
-def test_mixed_spans_are_those_of_the_oracle(
-    llama: Subject, form: KvFormat, close: float, chunk_tokens: int
-) -> None:
+def test_mixed_spans_are_those_of_the_oracle(llama: Subject, form: KvFormat, close: float, chunk_tokens: int) -> None:
     plan = llama.plan(mixed(form))
     model = llama.open(plan)
     for length in LENGTHS:

@@ -127,9 +127,7 @@ def test_a_short_document_keeps_its_length(tokenizer: PreTrainedTokenizerBase, l
 
 @settings(max_examples=40, deadline=None)
 @given(tokens=st.integers(400, 3000), depth=st.floats(0, 1), seed=st.integers(0, 99))
-def test_a_passkey_lies_at_its_depth(
-    tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: int
-) -> None:
+def test_a_passkey_lies_at_its_depth(tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: int) -> None:
     prompt, key = passkey_prompt(tokenizer, tokens, depth, seed)
     assert tokens - 1 <= len(prompt) <= tokens
     text = tokenizer.decode(prompt)

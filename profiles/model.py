@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,9 @@ from profiles.weights import CheckpointWeights
 
 WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Windows of coded tokens that are priced, as far as they are shorter than the context."""
+
+MEASURING = ("model.py", "fisher.py", "anchors.py")
+"""The files whose code decides what is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,12 @@ class Calibration:
 def document_sha256(tokens: Sequence[int]) -> str:
     """Identity of a token sequence."""
     return hashlib.sha256(np.asarray(tokens, np.int64).tobytes()).hexdigest()
+
+
+def code_sha256() -> str:
+    """Identity of the code that measures: prices that another version measured are not read back."""
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join((here / name).read_bytes() for name in MEASURING)).hexdigest()
 
 
 @dataclass

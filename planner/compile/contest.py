@@ -19,13 +19,12 @@ def contest(
     candidates = {f"uniform {i + 1}": each for i, each in enumerate(uniform)}
     plans = {"dense": dense, **candidates, "planned": planned}
     with Examiner(asked, progress) as examiner:
-        sessions = {"dense": prepared.executor.open(dense)}
-        results = {"dense": examiner.take_dense(sessions["dense"])}
+        results = {"dense": examiner.take_dense(prepared.executor.open(dense))}
         for name in (*candidates, "planned"):
-            sessions[name] = prepared.executor.open(plans[name])
-            results[name] = examiner.take(name, sessions[name])
+            results[name] = examiner.take(name, prepared.executor.open(plans[name]))
         best = best_uniform({name: results[name] for name in candidates}, request.goal)
-        racing = {name: sessions[name] for name in ("dense", *best, "planned")}
+        # Opened again rather than kept: each may hold its own weights, and only these need to be there at once.
+        racing = {name: prepared.executor.open(plans[name]) for name in ("dense", *best, "planned")}
         timings = race(racing, asked.documents[0], request.workload, progress)
     told = {name: "uniform" if name in best else name for name in racing}
     local = prepared.context.hardware.provenance == "measured"

@@ -121,7 +121,7 @@ def model_profile(
 ) -> ModelProfile:
     """The prices of a model, measured document by document or read back: they are kept by the hash of all inputs."""
     from profiles import anchors
-    from profiles.model import Calibration, Profiler
+    from profiles.model import Calibration, Profiler, code_sha256
     from profiles.parts import Parts
 
     calibration, held_out = calibration_documents(request, weights, seed)
@@ -131,6 +131,7 @@ def model_profile(
             checkpoint.spec.weights_sha256,
             checkpoint.config,
             executor.identity(),
+            code_sha256(),
             asked.sha256,
             held_out,
             asked.draws,

@@ -29,10 +29,12 @@ INTERVAL_SIGMAS = 1.645
 """Half-width of the interval in standard deviations: nine anchors in ten lie inside."""
 
 OUTLIER = 5.0
-"""Median deviations beyond which an anchor is left out."""
+"""Median deviations beyond which an anchor is left out, and the least logarithm that counts as one."""
+OUTLIER_LEAST = 0.75
 
-LEAST_SPREAD = 0.15
-"""Relative error that is claimed at best, however well few anchors fit."""
+LEAST_SPREAD = 0.3
+"""Relative error that is claimed at best, however well the anchors fit: they are few, and a text of another domain than
+they were measured on was seen to lose 1.3 to 1.6 times as much (SmolLM2-135M, WikiText-2 beside the shipped text)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def fit(anchors: Iterable[Anchor]) -> Correction:
     >>> exact = [Anchor("", 512, x, 1.3 * x) for x in (0.01, 0.03, 0.1, 0.3)] * 4
     >>> correction = fit(exact)
     >>> abs(correction.expected(0.05) / 0.065 - 1) < 0.05, correction.spread
-    (True, 0.15)
+    (True, 0.3)
 
     One anchor in five may lie anywhere (a setting that only fails where the calibration looks for it):
 
@@ -85,7 +87,7 @@ def fit(anchors: Iterable[Anchor]) -> Correction:
         return Correction()
     x, y = np.array([p for p, _ in pairs]), np.log([m / p for p, m in pairs])
     off = np.abs(y - np.median(y))
-    inside = off <= max(OUTLIER * float(np.median(off)), LEAST_SPREAD * OUTLIER)
+    inside = off <= max(OUTLIER * float(np.median(off)), OUTLIER_LEAST)
     if (~inside).sum() <= len(pairs) // 5:
         x, y = x[inside], y[inside]
     columns = np.stack([np.ones_like(x), np.sqrt(x)], 1)

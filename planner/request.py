@@ -10,7 +10,10 @@ from planner.source import Source
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What prices are measured on: `documents` of a text, the shipped one if None, with `draws` label draws each."""
+    """What prices are measured on: `documents` of a text, the shipped one if None.
+
+    `draws` labels are drawn on a document of 2,048 tokens or more, and more on a shorter one.
+    """
 
     text: Path | None = None
     documents: int = 2

@@ -29,6 +29,9 @@ from profiles.weights import CheckpointWeights
 WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Windows of coded tokens that are priced, as far as they are shorter than the context."""
 
+DRAWS_TOKENS = 2048
+"""The length of document that is given `Calibration.draws` draws; shorter ones get more, up to four times as many."""
+
 MEASURING = ("model.py", "fisher.py", "anchors.py")
 """The files whose code decides what is measured."""
 
@@ -42,6 +45,15 @@ class Calibration:
     draws: int
     seed: int
     sinks: int
+
+    def draws_for(self, tokens: int) -> int:
+        """Draws on a document of so many tokens: a short one has fewer blocks to average over and costs less.
+
+        >>> asked = Calibration((), (), draws=4, seed=0, sinks=4)
+        >>> asked.draws_for(8192), asked.draws_for(2048), asked.draws_for(512)
+        (4, 4, 16)
+        """
+        return self.draws * min(max(DRAWS_TOKENS // tokens, 1), 4)
 
     @property
     def sha256(self) -> tuple[str, ...]:
@@ -172,13 +184,13 @@ class Profiler:
     ) -> dict[str, NDArray[np.float64]]:
         """What fisher.KvProducts holds for all sites on a document, and attention mass [kv_sites, windows + full]."""
         calibration, stage = self.calibration, f"document {number + 1} of {len(self.calibration.documents)}"
-        scored = len(document) // 2
-        steps = calibration.draws + len(self.spec.layers)
+        scored, draws = len(document) // 2, calibration.draws_for(len(document))
+        steps = draws + len(self.spec.layers)
         self.progress(stage, 0, steps)
         capture, logits = fisher.forward(self.model, document, scored)
         outs = [capture.out[i] for i in range(len(self.spec.layers))]
         gradients: list[list[Tensor]] = [[] for _ in outs]
-        for draw, scalar in enumerate(fisher.draws(logits, calibration.draws, calibration.seed + number)):
+        for draw, scalar in enumerate(fisher.draws(logits, draws, calibration.seed + number)):
             for found, gradient in zip(gradients, torch.autograd.grad(scalar, outs, retain_graph=True), strict=True):
                 found.append(gradient[0])
             self.progress(stage, draw + 1, steps)
@@ -197,7 +209,7 @@ class Profiler:
                 found = fisher.option_products(q, k, v, gradient, scale, options)
                 mass = fisher.recent_mass(q, k, scale, options)
             done += 1
-            self.progress(stage, calibration.draws + done // layer.kv_heads, steps)
+            self.progress(stage, draws + done // layer.kv_heads, steps)
             return found, mass
 
         with one_thread_each() as pool:
@@ -244,14 +256,14 @@ class Profiler:
             self.progress("weight formats", i + 1, len(parameters))
         for parameter in parameters:
             parameter.requires_grad_(True)
-        scored = len(document) // 2
+        scored, draws = len(document) // 2, self.calibration.draws_for(len(document))
         try:
             _, logits = fisher.forward(self.model, document, scored)
             rows = []
-            for draw, scalar in enumerate(fisher.draws(logits, self.calibration.draws, self.calibration.seed - number)):
+            for draw, scalar in enumerate(fisher.draws(logits, draws, self.calibration.seed - number)):
                 products = fisher.weight_products(scalar, parameters, changes.__getitem__)
                 rows.append((products.square() / (2 * scored)).numpy())
-                self.progress("weight prices", draw + 1, self.calibration.draws)
+                self.progress("weight prices", draw + 1, draws)
         finally:
             self.model.requires_grad_(False)
         return {"squares": np.stack(rows)}

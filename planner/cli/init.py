@@ -40,7 +40,7 @@ goal:
 calibration:
   # text: calibration.txt
   documents: CALIBRATION_DOCUMENTS
-  draws: CALIBRATION_DRAWS        # per document; more make prices less noisy
+  draws: CALIBRATION_DRAWS        # per 2,048 tokens; more make prices less noisy
 
 # What the artefact is proved on: other documents than those of the calibration.
 verification:

@@ -24,7 +24,8 @@ types: .venv/ready
 	$(BIN)/mypy
 
 bench: .venv/ready
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	$(BIN)/python benchmarks/solver.py
+	$(BIN)/python benchmarks/kv_budgets.py examples/smollm2.yaml
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

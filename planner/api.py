@@ -1,4 +1,4 @@
-"""The Python API: what every command of the command line does, as functions that return results.
+"""The Python API: compile, verify, run, profile, passes and backends as functions that return results.
 
     from planner import api
     from planner.config import load_request

@@ -59,7 +59,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one prefill and the median of its decode steps, with the memory counted while they ran."""
+    """Seconds of one prefill and of each decode step after it, with the memory counted while they ran."""
 
     ttft_s: float
     decode_s: tuple[float, ...]

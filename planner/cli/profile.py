@@ -20,7 +20,11 @@ def command() -> None:
 @command.command("model")
 @click.argument("model", type=PATH, metavar="MODEL.yaml")
 @click.option(
-    "--target", default="local", show_default=True, metavar="NAME|FILE.yaml", help="Hardware whose formats are priced."
+    "--target",
+    default="local",
+    show_default=True,
+    metavar="NAME|FILE.yaml",
+    help="Hardware to plan for; prices do not depend on it.",
 )
 @json_option
 def model_command(model: Path, target: str, as_json: bool) -> None:

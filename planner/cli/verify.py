@@ -29,7 +29,8 @@ def command(directory: Path, text: Path | None, documents: int, as_json: bool) -
     \b
     planner verify out --text mine.txt --documents 16
 
-    Ends with exit code 4 if the artefact does not keep its limits.
+    Dense is the artefact's own weights, as stored, under a full cache. Ends with exit code 4 if the loss is above the
+    plan's limit.
     """
     from planner import api
     from planner.errors import VerificationFailed

@@ -27,7 +27,7 @@ def contest(
         racing = {name: prepared.executor.open(plans[name]) for name in ("dense", *best, "planned")}
         timings = race(racing, asked.documents[0], request.workload, progress)
     told = {name: "uniform" if name in best else name for name in racing}
-    local = prepared.context.hardware.provenance == "measured"
+    local = prepared.local
     return tuple(row(told[name], plans[name], results[name], timings[name], local) for name in racing)
 
 

@@ -17,23 +17,25 @@ REPORT_TEXT = "report.txt"
 def emit(out: Path, prepared: Prepared, plan: Plan, report: CompileReport) -> None:
     """Write the directory; where there are weights, what was written must speak as the plan that was verified did."""
     capabilities, text = prepared.context.capabilities, dump(plan)
-    runs = prepared.checkpoint.spec.has_weights
+    asked = prepared.exam
     files = (
-        *(prepared.executor.emit(plan, prepared.checkpoint.spec) if runs else ()),
+        *(prepared.executor.emit(plan, prepared.checkpoint.spec) if asked is not None else ()),
         Artifact(artefact.PLAN, text.encode()),
         Artifact(artefact.REPORT, report.json_text().encode()),
         Artifact(REPORT_TEXT, (report.as_text() + "\n").encode()),
     )
     header = artefact.Header(capabilities.runtime, capabilities.version, sha256(text), plan.provenance.planner_version)
 
+    if asked is None:
+        artefact.write(out, files, header)
+        return
+    # As long as the plan's context, so that every window binds.
+    prompt = asked.documents[0][:-SPOKEN_TOKENS]
+
     def speaks(new: Path) -> None:
-        """Load what was written and let it speak: the same tokens as the session that was verified."""
-        prompt = [token % prepared.checkpoint.spec.vocab_size for token in range(5, 5 + 3 * SPOKEN_TOKENS)]
+        """Load what was written and let it speak: the same tokens as the plan that was verified."""
         written = prepared.executor.load(new).generate([prompt], SPOKEN_TOKENS)
         if written != prepared.executor.open(plan).generate([prompt], SPOKEN_TOKENS):
             raise VerificationFailed(f"{out}: was not written: it would generate other tokens than the verified plan")
 
-    if runs:
-        artefact.write(out, files, header, speaks)
-    else:
-        artefact.write(out, files, header)
+    artefact.write(out, files, header, speaks)

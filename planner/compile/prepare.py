@@ -33,6 +33,9 @@ PASSKEYS_TOLD = 3
 
 WEIGHT_DOCUMENT_TOKENS = 512
 
+PASSAGE_CHARACTERS = 200
+"""A paragraph this long that stands in two texts is no coincidence."""
+
 
 def cache_directory() -> Path:
     """Where measurements are kept, made if need be: $PLANNER_CACHE, or ~/.cache/planner."""
@@ -60,6 +63,7 @@ class Prepared:
     profile: ModelProfile | None
     exam: Exam | None
     context: PassContext
+    local: bool
 
 
 def prepare(request: Request, target: str, seed: int, progress: Progress) -> Prepared:
@@ -89,7 +93,7 @@ def prepare(request: Request, target: str, seed: int, progress: Progress) -> Pre
     if profile is None:  # shapes only: nothing runs, so nothing that a runtime lacks need be left out
         capabilities = replace(capabilities, runtime="none", offloads=True, executes_here=False)
     context = PassContext(checkpoint.spec, request.workload, request.goal, machine, capabilities, loss, seed)
-    return Prepared(request, checkpoint, weights, executor, profile, asked, context)
+    return Prepared(request, checkpoint, weights, executor, profile, asked, context, target == "local")
 
 
 def hardware(target: str, progress: Progress) -> HardwareProfile:
@@ -156,6 +160,13 @@ def questions(request: Request, weights: "CheckpointWeights", seed: int) -> Exam
     content, where = read(request.verification.text, documents.VERIFICATION_TEXT)
     if content == learnt:
         raise InputError(f"{where}: is what the model is calibrated on; give another text for verification")
+    passages = {passage for passage in learnt.split("\n\n") if len(passage) >= PASSAGE_CHARACTERS}
+    for passage in content.split("\n\n"):
+        if passage in passages:
+            raise InputError(
+                f"{where}: shares the passage {passage[:40]!r}... with what the model is calibrated on;"
+                " give another text for verification"
+            )
     calibration, held_out = calibration_documents(request, weights, seed)
     seen = {document_sha256(document) for document in (*calibration, held_out)}
     asked = request.verification

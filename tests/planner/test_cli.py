@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from planner.cli import COMMANDS, Commands, main
-from planner.errors import Infeasible, InputError, PlannerError, Regression, VerificationFailed
+from planner.errors import Infeasible, InputError, PlannerError, VerificationFailed
 from planner.plan import Plan
 from planner.progress import ProgressLine
 from planner.serde import dump_file, load_file
@@ -107,7 +107,7 @@ class Raises(Commands):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(InputError, 1), (Infeasible, 3), (VerificationFailed, 4), (Regression, 5), (KeyboardInterrupt, 130)],
+    [(InputError, 1), (Infeasible, 3), (VerificationFailed, 4), (KeyboardInterrupt, 130)],
 )
 def test_each_kind_of_failure_has_its_exit_code(error: type[PlannerError], code: int) -> None:
     group = Raises()

@@ -34,7 +34,7 @@ from planner.pipeline import PassContext, dense, run
 from planner.plan import trial
 from planner.prices import dense_kv_bytes
 from planner.progress import ProgressLine
-from planner.quality import DocumentScore, mean_interval, paired_interval
+from planner.quality import mean_interval, paired_interval
 from planner.space import Space
 from planner.verify import Examiner, Measured
 
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     with ProgressLine() as progress:
-        prepared = prepare(load_request(options.model), "server-cpu", 0, progress)
+        prepared = prepare(load_request(options.model), "server-cpu", 0, progress, "transformers")
         if prepared.profile is None:
             raise SystemExit("this benchmark needs a model with weights")
         tokenizer, ctx = prepared.weights.tokenizer, prepared.context
@@ -117,7 +117,7 @@ def report(results: Path, shares: Sequence[float], dense_bytes: int) -> str:
             if not data["reached"]:
                 rows.append([f"{share:.2%}", method, "cannot reach", *[""] * 5])
                 continue
-            losses = [DocumentScore(**s).loss_nats for s in data["scores"]]
+            losses = [s["loss_nats"] for s in data["scores"]]
             ours = losses if method == "planned" else ours
             interval, above = mean_interval(losses), paired_interval(ours, losses)
             rows.append(

@@ -98,6 +98,31 @@ def small(seed: int = 0, tight: float = 0.4, minimise: tuple[int, ...] = (0,)) -
     return Problem(tuple(groups), rows, usage, np.zeros(5), limits, minimise, tie_break=(1,))
 
 
+def classes(seed: int = 0, layers: int = 30, heads: int = 3, share: float = 0.125, most: int = 2) -> Problem:
+    """KV heads with 150 kernel classes, every pair of key and value bits in six windows, at most `most` a layer."""
+    rng = np.random.default_rng(seed)
+    spans, bits = np.array([1.0, 0.5, 0.25, 0.125, 0.06, 0.03]), np.array([16.0, 8.0, 4.0, 3.0, 2.0])
+    span, k, v = (x.reshape(-1) for x in np.meshgrid(spans, bits, bits, indexing="ij"))
+    k_error, v_error = (np.where(x == 16, 0.0, 4.0**-x) for x in (k, v))
+    full = 2048 * 64 * 2 * 2.0
+    size = np.round(full * span * (k + v) / 32) + 128 * (k < 16) + 64 * (v < 16)
+    core = size / 2e10 + span * ((k < 16) * 2.5e-7 * k + (v < 16) * 1.2e-6)
+    blocks = []
+    for _ in range(layers * heads):
+        evicted = 10 ** rng.uniform(-4, -1.5) * (span ** -rng.uniform(0.3, 2) - 1)
+        coded = rng.uniform(0.02, 1) * k_error + rng.uniform(0.02, 0.3) * v_error
+        loss = evicted + coded * rng.uniform(0.8, 1.25, len(span)) * (1 + span)
+        blocks.append(np.stack([np.maximum(loss, 0.0), size, core], axis=1))
+    labels = tuple(range(len(span)))
+    relations = tuple(
+        AtMost(tuple(range(layer * heads, (layer + 1) * heads)), (labels,) * heads, most) for layer in range(layers)
+    )
+    limits = np.array([np.inf, share * full * layers * heads, np.inf])
+    groups = (len(span),) * (layers * heads)
+    rows = ("loss", "kv_bytes", "core_s")
+    return Problem(groups, rows, np.concatenate(blocks), np.zeros(3), limits, (0,), relations, tie_break=(2,))
+
+
 def one_span(problem: Problem) -> Problem:
     """The same with one span for all sites, as runtimes with a single window want it."""
     sites = len(problem.groups)
@@ -117,6 +142,8 @@ def cases() -> list[Case]:
         Case("126 layers, 3 classes", big(6, most=3), 5e-3),
         Case("126 layers, to 0.05 %", big(), 5e-4),
         Case("126 layers, one span", one_span(big(7)), 5e-3),
+        Case("30 layers, 150 classes", classes(), 1e-3),
+        Case("30 layers, roomy", classes(1, share=0.25), 1e-3),
         Case("SmolLM-like", small(), 1e-3),
         Case("SmolLM-like, tight", small(1, 0.25), 1e-3),
         Case("SmolLM-like, roomy", small(2, 0.7), 1e-3),

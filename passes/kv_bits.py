@@ -44,7 +44,7 @@ class KvBits:
                 made[key] = tuple(KvChoice(choice.span, k, v, choice.sinks, choice.tier) for k, v in pairs)
             return made[key]
 
-        return space.widen(variants)
+        return space.widen(variants, everywhere=True)
 
 
 def storable(ctx: PassContext) -> tuple[tuple[KvFormat, ...], tuple[KvFormat, ...]]:

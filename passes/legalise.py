@@ -1,9 +1,9 @@
 """Every candidate as the runtime can carry it: whole pages, formats it stores, memory it reads from.
 
 A window is rounded up, so that the longest context fills whole pages; a window that then holds all there is becomes
-Full. Candidates in a format that the runtime does not store are dropped, native weight formats excepted: what a source
-stores travels as it is. A runtime that fetches nothing from slower tiers keeps all in the fastest. Comes before pruning
-and solving, so that what is priced is what will run.
+Full. Candidates in a format that the runtime does not store are dropped; what a source stores travels as it is. A
+runtime that fetches nothing from slower tiers keeps all in the fastest. Comes before pruning and solving, so that what
+is priced is what will run.
 """
 
 from dataclasses import dataclass, replace
@@ -42,15 +42,14 @@ def legal_choices(site: Site, choices: tuple[Choice, ...], ctx: PassContext) -> 
     """The choices that the runtime can carry, rounded to its pages, each once and in the same order."""
     spans = {choice.span for choice in choices if isinstance(choice, KvChoice)}
     whole = {span: paged(span, site, ctx) for span in spans}
-    forms = set(ctx.capabilities.kv_formats)
     found: dict[Choice, None] = {}
     for choice in choices:
         if choice.tier != ctx.home and not ctx.capabilities.offloads:
             continue
         if not isinstance(choice, KvChoice):
-            if choice.format.scheme == "native" or choice.format in ctx.capabilities.weight_formats:
+            if choice.format.scheme == ctx.capabilities.native or choice.format in ctx.capabilities.weight_formats:
                 found[choice] = None
-        elif choice.k in forms and choice.v in forms:
+        elif ctx.capabilities.carries(choice):
             span = whole[choice.span]
             found[choice if span == choice.span else replace(choice, span=span)] = None
     return tuple(found)

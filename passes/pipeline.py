@@ -30,16 +30,6 @@ PIPELINE: tuple[Pass, ...] = (
 )
 
 
-def widening() -> tuple[Pass, ...]:
-    """The passes before the first that drops candidates: what they leave is what uniform settings are taken from.
-
-    >>> widening()[-1].name
-    'legalise'
-    """
-    names = [each.name for each in PIPELINE]
-    return PIPELINE[: names.index(PruneDominated.name)]
-
-
 def known() -> tuple[type[Pass], ...]:
     """Every method that `--passes` can name, in the order of the pipeline."""
     return tuple(dict.fromkeys(type(each) for each in PIPELINE))

@@ -1,96 +1,115 @@
 """Candidates that another one of their site matches or beats in everything are dropped.
 
 Whole price vectors are compared, not only the rows of this goal, and only candidates that no relation between sites can
-tell apart: a dearer candidate may be the one that lets its layer share a kernel. Of equals the earlier stays. Whatever
-limits follow, an optimum is left: where it took a dropped candidate, the one that beat it fits as well.
+tell apart: a dearer candidate may be the one that lets its layer share a kernel. What sites share can only go at all of
+them: a kernel class that another one matches or beats at every head of its layer that offers it. Of equals the earlier
+stays. Whatever limits follow, an optimum is left: where it took what is dropped, what beat that fits as well.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.dominance import Labelled, superfluous_labels, undominated
 from planner.pipeline import PassContext
-from planner.space import Choice, Requires, Site, Space, attribute
+from planner.space import Attribute, Requires, Site, Space, attribute
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
-BLOCK = 64
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mark:
+    """What one constraint sees of one site's candidates: equal numbers are equal to it, at all sites that it limits.
+
+    `constraint` is its number. Labels are values of an attribute; a Requires only sees whether it names a candidate.
+    """
+
+    constraint: int
+    labels: bool
+    numbers: Ints
 
 
 @dataclass(frozen=True, slots=True)
 class PruneDominated:
-    """Drops candidates that another one of their site matches or beats in every price."""
+    """Drops candidates that others match or beat in every price: at their site, or at all that share a limit."""
 
     name: ClassVar[str] = "prune-dominated"
 
     def run(self, space: Space, ctx: PassContext) -> Space:
         table = ctx.price(space)
-        cells = told_apart(space)
-        kept: dict[Site, tuple[Choice, ...]] = {}
-        start = 0
-        for site, choices in space.candidates.items():
-            usage = table.usage[start : start + len(choices)]
-            start += len(choices)
-            keep = undominated(usage, cells[site])
-            kept[site] = tuple(choice for choice, stays in zip(choices, keep.tolist(), strict=True) if stays)
-        return Space(kept, space.constraints)
+        usage = dict(zip(space.sites, np.split(table.usage, np.cumsum(table.groups)[:-1]), strict=True))
+        marks = told_apart(space)
+        kept = {
+            site: np.flatnonzero(undominated(own, cells(len(own), (mark.numbers for mark in marks[site]))))
+            for site, own in usage.items()
+        }
+        while drop_labels(usage, marks, kept):
+            pass  # Once more: where relations share sites, what one dropped may be what kept another from it.
+        return space.narrow(lambda site, choices: tuple(choices[i] for i in kept[site].tolist()))
 
 
-def told_apart(space: Space) -> dict[Site, Ints]:
-    """For every candidate of every site a number: equal where no constraint tells two candidates apart."""
-    marks: dict[Site, list[list[object]]] = {site: [] for site in space.sites}
-    for constraint in space.constraints:
+def told_apart(space: Space) -> dict[Site, list[Mark]]:
+    """For every site what each constraint on it sees."""
+    marks: dict[Site, list[Mark]] = {site: [] for site in space.sites}
+    # Sites of a layer mostly share one tuple of candidates: its values are read once.
+    read: dict[tuple[int, Attribute], tuple[object, ...]] = {}
+    for number, constraint in enumerate(space.constraints):
         if isinstance(constraint, Requires):
-            for site, named in (
-                (constraint.site, constraint.choices),
-                (constraint.other, constraint.other_choices),
-            ):
-                marks[site].append([choice in named for choice in space.candidates[site]])
-        else:
-            for site in constraint.sites:
-                marks[site].append([attribute(choice, constraint.attribute) for choice in space.candidates[site]])
-    cells: dict[Site, Ints] = {}
-    for site, choices in space.candidates.items():
-        numbers: dict[tuple[object, ...], int] = {}
-        signatures = zip(*marks[site], strict=True)
-        found = [numbers.setdefault(signature, len(numbers)) for signature in signatures]
-        cells[site] = np.array(found or [0] * len(choices))
-    return cells
+            for site, named in ((constraint.site, constraint.choices), (constraint.other, constraint.other_choices)):
+                seen = [choice in named for choice in space.candidates[site]]
+                marks[site].append(Mark(number, False, np.array(seen, dtype=np.int64)))
+            continue
+        values: dict[object, int] = {}
+        known: dict[int, Ints] = {}
+        for site in constraint.sites:
+            choices = space.candidates[site]
+            if id(choices) not in known:
+                key = id(choices), constraint.attribute
+                if key not in read:
+                    read[key] = tuple(attribute(choice, constraint.attribute) for choice in choices)
+                known[id(choices)] = np.array([values.setdefault(value, len(values)) for value in read[key]])
+            marks[site].append(Mark(number, True, known[id(choices)]))
+    return marks
 
 
-def undominated(usage: Floats, cell: Ints) -> Bools:
-    """Which rows no other row of their cell matches or beats in every column; of equal rows the first.
+def cells(count: int, seen: Iterable[Ints]) -> Ints:
+    """For each of so many candidates a number: equal where all that is seen is.
 
-    >>> usage = np.array([[1.0, 2.0], [2.0, 2.0], [1.0, 2.0], [0.0, 9.0]])
-    >>> undominated(usage, np.array([0, 0, 0, 0])).tolist(), undominated(usage, np.array([0, 1, 2, 0])).tolist()
-    ([True, False, False, True], [True, True, True, True])
+    >>> cells(3, [np.array([4, 4, 5]), np.array([1, 0, 1])]).tolist(), cells(2, []).tolist()
+    ([1, 0, 2], [0, 0])
     """
-    columns = distinct(usage)
-    # A row can only be dominated by one that comes before it in this order.
-    order = np.lexsort((np.arange(len(usage)), *columns.T[::-1], cell))
-    ordered, cells = columns[order], cell[order]
-    alive = np.ones(len(order), dtype=bool)
-    for start in range(0, len(order), BLOCK):
-        block = start + np.flatnonzero(alive[start : start + BLOCK])
-        later = start + np.flatnonzero(alive[start:])
-        beats = cells[block, None] == cells[later]
-        for column in ordered.T:
-            beats &= column[block, None] <= column[later]
-        beats &= block[:, None] < later
-        alive[later[beats.any(axis=0)]] = False
-    keep = np.zeros(len(order), dtype=bool)
-    keep[order[alive]] = True
-    return keep
+    result = np.zeros(count, dtype=np.int64)
+    for numbers in seen:
+        pairs = result * (int(numbers.max()) + 1) + numbers
+        result = np.unique(pairs, return_inverse=True)[1]
+    return result
 
 
-def distinct(usage: Floats) -> Floats:
-    """The columns without those that are equal to another, or the same for all rows: they decide nothing."""
-    found: dict[bytes, Floats] = {}
-    for column in usage.T:
-        if column.min() < column.max():
-            found.setdefault(column.tobytes(), column)
-    return np.stack(list(found.values()), axis=1) if found else np.zeros((len(usage), 1))
+def drop_labels(usage: dict[Site, Floats], marks: dict[Site, list[Mark]], kept: dict[Site, Ints]) -> bool:
+    """Take from `kept` the candidates whose labels another one replaces at all sites of a constraint; whether any are.
+
+    What replaces them looks the same to every other constraint.
+    """
+    groups: dict[int, list[Site]] = {}
+    for site, seen in marks.items():
+        for mark in seen:
+            if mark.labels:
+                groups.setdefault(mark.constraint, []).append(site)
+    dropped = False
+    for constraint, sites in groups.items():
+        labelled = []
+        for site in sites:
+            own = kept[site]
+            others = [mark.numbers[own] for mark in marks[site] if mark.constraint != constraint]
+            (label,) = (mark.numbers[own] for mark in marks[site] if mark.constraint == constraint)
+            labelled.append(Labelled(usage[site][own], label, cells(len(own), others)))
+        superfluous = superfluous_labels(labelled)
+        if len(superfluous):
+            dropped = True
+            for site, each in zip(sites, labelled, strict=True):
+                kept[site] = kept[site][~np.isin(each.label, superfluous)]
+    return dropped

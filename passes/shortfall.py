@@ -62,22 +62,7 @@ def infeasible(problem: Problem, ctx: PassContext, proved: bool) -> Infeasible:
         parts.append(f"the nearest plan: {' and '.join(map(advice, together))}")
     else:
         parts = ["the relations between sites leave no choice, whatever the limits"]
-    reason = why_lossless(ctx)
-    if reason is not None:
-        parts.append(reason)
     return Infeasible("; ".join(parts))
-
-
-def why_lossless(ctx: PassContext) -> str | None:
-    """Why nothing that changes the model's outputs is offered; None where it is."""
-    if ctx.loss is not None:
-        return None
-    if ctx.spec.has_weights:
-        return "fewer bits and shorter windows are not offered: without a profile nothing says what they lose"
-    return (
-        f"fewer bits and shorter windows are not offered: {ctx.spec.source or ctx.spec.family} has no weights, so "
-        f"nothing says what they lose; name a source with weights"
-    )
 
 
 def limits_of(problem: Problem, ctx: PassContext) -> tuple[Limit, ...]:

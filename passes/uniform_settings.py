@@ -108,7 +108,7 @@ def weight_settings(space: Space, table: PriceTable, rows: Rows) -> Iterator[Set
     for site in sites:
         for choice in space.candidates[site]:
             if isinstance(choice, WeightChoice):
-                wanted[None if choice.format.scheme == "native" else choice.format, choice.tier] = None
+                wanted[None if choice.format.as_source else choice.format, choice.tier] = None
     for form, tier in wanted:
         chosen: dict[Site, Choice] = {site: in_format(space.candidates[site], form, tier) for site in sites}
         yield Setting(chosen, used(chosen, table, rows))
@@ -118,7 +118,7 @@ def in_format(choices: Sequence[Choice], form: WeightFormat | None, tier: Tier) 
     """The candidate in a tier and a format (None: as the source has it), or in the format the site started from."""
     there = [choice for choice in choices if isinstance(choice, WeightChoice) and choice.tier == tier]
     for choice in there:
-        if choice.format == form or (form is None and choice.format.scheme == "native"):
+        if choice.format == form or (form is None and choice.format.as_source):
             return choice
     return next((choice for choice in there if choice.format == attribute(choices[0], "format")), choices[0])
 

@@ -40,18 +40,19 @@ class WeightBits:
         return space.widen(variants)
 
     def _wanted(self, form: WeightFormat) -> bool:
-        return not self.bits or form.scheme == "native" or form.bits in self.bits
+        return not self.bits or form.as_source or form.bits in self.bits
 
 
 def storable(site: WeightSite, tensor: TensorSpec, ctx: PassContext) -> list[WeightFormat]:
     """Formats that a matrix can take: what the runtime stores and something priced, and the native one."""
     carried = [form for form in ctx.capabilities.weight_formats if _fits(form, tensor, ctx)]
     forms = [form for form in carried if _priced(site, form, ctx)]
-    return forms if tensor.native is None else [*forms, tensor.native]
+    source = ctx.capabilities.as_source(tensor)
+    return forms if source is None else [*forms, source]
 
 
 def _fits(form: WeightFormat, tensor: TensorSpec, ctx: PassContext) -> bool:
-    if form.scheme == "grouped":
+    if form.scheme in ("grouped", "block"):
         return tensor.cols % form.group == 0
     return form.bits <= ctx.hardware.float_bits
 

@@ -7,9 +7,10 @@
 Results have `as_text()` and `as_json()`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from planner.errors import InputError
 from planner.executor import Capabilities, Progress
@@ -20,6 +21,9 @@ from planner.profile import ModelProfile
 from planner.report import CompileReport, VerifyReport
 from planner.request import Request, Verification
 from planner.serde import document, dump
+
+if TYPE_CHECKING:
+    from planner.compile.bench import BenchReport
 
 
 def quiet(stage: str, done: int, of: int) -> None:
@@ -52,12 +56,26 @@ def verify(directory: Path, text: Path | None = None, documents: int = 8, progre
     return verify_artefact(directory, Verification(text, documents), progress)
 
 
+def bench(
+    directory: Path,
+    against: Sequence[str] = (),
+    context_tokens: int | None = None,
+    batch: int = 1,
+    rounds: int = 3,
+    progress: Progress = quiet,
+) -> "BenchReport":
+    """Time an artefact on this machine, in turns with others: `dense`, its own weights under a full cache, or paths."""
+    from planner.compile.bench import bench_artefact
+
+    return bench_artefact(directory, against, context_tokens, batch, rounds, progress)
+
+
 def run(directory: Path, prompt: str, new_tokens: int = 128) -> Iterator[str]:
     """The artefact's reply to a prompt, piece by piece."""
-    from backends.transformers.executor import reply
     from planner.compile.verification import runnable
 
-    return reply(directory, prompt, new_tokens, runnable(directory).workload.prefill_chunk_tokens)
+    plan, ran_by = runnable(directory)
+    return ran_by.reply(directory, prompt, new_tokens, plan.workload.prefill_chunk_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +119,11 @@ class ProfileReport:
         return "\n".join([*lines, f"kept in {self.where}"])
 
 
-def profile_model(request: Request, target: str = "local", progress: Progress = quiet, seed: int = 0) -> ProfileReport:
+def profile_model(request: Request, progress: Progress = quiet, seed: int = 0) -> ProfileReport:
     """Price every option of every site of a model; kept by content, resumed after a kill."""
     from planner.compile.prepare import cache_directory, prepare
 
-    profile = prepare(request, target, seed, progress).profile
+    profile = prepare(request, "local", seed, progress).profile
     if profile is None:
         raise InputError(f"{request.name}: a bare config has no weights to measure; give a model with weights")
     return ProfileReport(profile, str(cache_directory() / "profiles"))
@@ -124,15 +142,13 @@ class HardwareReport:
         return dump(self.hardware).rstrip()
 
 
-def profile_hardware(out: Path | None = None, progress: Progress = quiet) -> HardwareReport:
-    """Measure this machine, and also write the profile for `--target FILE`."""
-    from backends.transformers.probe import RunnerProbe
-    from planner.compile.prepare import cache_directory
-    from profiles.hardware import measure
+def profile_hardware(
+    out: Path | None = None, progress: Progress = quiet, backend: str = "onnxruntime"
+) -> HardwareReport:
+    """Measure this machine as a runtime uses it, and also write the profile for `--target FILE`."""
+    from planner.compile.prepare import measured_here
 
-    scratch = cache_directory()
-    hardware = measure(scratch, progress, RunnerProbe())
-    write_text(dump(hardware), scratch / "hardware-local.yaml")
+    hardware = measured_here(backend, progress, again=True)
     if out is not None:
         write_text(dump(hardware), out)
     return HardwareReport(hardware)
@@ -147,6 +163,6 @@ def passes() -> Iterable[type[Pass]]:
 
 def backends() -> Iterable[Capabilities]:
     """Every runtime that plans are emitted for."""
-    from backends.transformers.executor import CAPABILITIES
+    from planner.compile.runtimes import RUNTIMES
 
-    return (CAPABILITIES,)
+    return tuple(make().capabilities for make in RUNTIMES.values())

@@ -1,12 +1,18 @@
-"""An artefact directory: written whole beside its place and renamed into it, its manifest with sha256 of every file."""
+"""An artefact directory: written whole beside its place and renamed into it, its manifest with sha256 of every file.
 
+Beside the place NAME a run keeps `.NAME.xxxxxxxx.tmp`, which it writes or removes, and `.NAME.xxxxxxxx.old`, what was
+in the place before, until the new artefact is there. What a killed run leaves, the next one puts back or removes.
+"""
+
+import fcntl
+import glob
 import hashlib
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +26,7 @@ MANIFEST = "manifest.json"
 PLAN = "plan.yaml"
 REPORT = "report.json"
 LEFT_BY_PYTHON = "__pycache__"
+TOKEN_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +59,24 @@ def write(
     """
     with _refusals(directory):
         place = _replaceable(directory)
-        new = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+        new = _beside(place, "tmp")
         try:
             new.mkdir(parents=True)
-            digests = {file.path: _put(file, new) for file in files}
-            manifest = Manifest(
-                header.runtime,
-                header.runtime_version,
-                header.planner_version,
-                header.plan_sha256,
-                dict(sorted(digests.items())),
-            )
-            (new / MANIFEST).write_text(dump_json(manifest), encoding="utf-8")
-            check(new)
-            _swap(new, place)
+            with _in_use(new):
+                digests = {file.path: _put(file, new) for file in files}
+                manifest = Manifest(
+                    header.runtime,
+                    header.runtime_version,
+                    header.planner_version,
+                    header.plan_sha256,
+                    dict(sorted(digests.items())),
+                )
+                (new / MANIFEST).write_text(dump_json(manifest), encoding="utf-8")
+                check(new)
+                _swap(new, place)
         finally:
             shutil.rmtree(new, ignore_errors=True)
+        _sweep(place)
 
 
 def _put(file: Artifact, directory: Path) -> str:
@@ -84,7 +93,7 @@ def _swap(new: Path, place: Path) -> None:
     if not place.exists():
         os.replace(new, place)
         return
-    old = place.with_name(f".{place.name}.{secrets.token_hex(4)}.old")
+    old = _beside(place, "old")
     os.replace(place, old)
     try:
         os.replace(new, place)
@@ -92,13 +101,74 @@ def _swap(new: Path, place: Path) -> None:
         if not place.exists():
             os.replace(old, place)
         raise
-    shutil.rmtree(old)
+    gone = old.with_suffix(".tmp")  # half removed, it must not be taken for an artefact to put back
+    os.replace(old, gone)
+    shutil.rmtree(gone)
+
+
+def _beside(place: Path, ending: str) -> Path:
+    return place.with_name(f".{place.name}.{secrets.token_hex(TOKEN_BYTES)}.{ending}")
+
+
+def _left(place: Path, ending: str) -> list[Path]:
+    """The directories beside a place that are named as `_beside` names them."""
+    pattern = glob.escape(f".{place.name}.") + "[0-9a-f]" * (2 * TOKEN_BYTES) + f".{ending}"
+    return [path for path in sorted(place.parent.glob(pattern)) if path.is_dir() and not path.is_symlink()]
+
+
+def _old(place: Path) -> list[Path]:
+    """Artefacts that a killed run took out of their place."""
+    return [path for path in _left(place, "old") if (path / MANIFEST).is_file()]
+
+
+def _put_back(place: Path) -> None:
+    """Put the old artefact back where a run was killed before the new one came; of several, none is known to be it."""
+    if not place.exists() and len(old := _old(place)) == 1:
+        os.replace(old[0], place)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what killed runs left beside an artefact; what another run is writing stays."""
+    if (place / MANIFEST).is_file():
+        for path in (*_old(place), *(path for path in _left(place, "tmp") if not _is_in_use(path))):
+            shutil.rmtree(path, ignore_errors=True)  # only tidying: what cannot be removed keeps nobody from writing
+
+
+@contextmanager
+def _in_use(directory: Path) -> Iterator[None]:
+    """Hold a lock, which ends with the process however that ends: no other run takes the directory for a leftover."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: then two runs had better not write to one place
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_in_use(directory: Path) -> bool:
+    """Whether a living run holds the lock."""
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:  # gone meanwhile, or not ours to read and so not ours to remove
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def writable(directory: Path) -> None:
     """InputError now rather than after minutes of measuring, where an artefact could not be written."""
     with _refusals(directory):
-        parent = _replaceable(directory).parent
+        place = _replaceable(directory)
+        _sweep(place)
+        parent = place.parent
         while not parent.exists():
             parent = parent.parent
         # Tried, not asked: root may write anywhere by its permissions, and still not into /proc.
@@ -115,10 +185,14 @@ def _refusals(directory: Path) -> Iterator[None]:
 
 
 def _replaceable(directory: Path) -> Path:
-    """Where an artefact goes, links followed; InputError where that would take away something that is not ours."""
+    """Where an artefact goes, links followed; InputError where that would take away something that is not ours.
+
+    An artefact that a killed run took out of this place is put back first.
+    """
     place = directory.resolve()
     if place in (here := Path.cwd(), *here.parents) or os.path.ismount(place):
         raise InputError(f"{directory}: cannot be replaced as a whole; give a directory inside it with -o")
+    _put_back(place)
     if not place.exists():
         return place
     if not place.is_dir():

@@ -24,10 +24,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InvalidSpace
-from planner.formats import head_bytes, sink_bytes, slots, static_bytes, token_bytes, weight_bytes
+from planner.formats import has_minimum, head_bytes, sink_bytes, slots, static_bytes, token_bytes, weight_bytes
 from planner.goal import Workload
 from planner.hardware import HardwareProfile
-from planner.space import Choice, KvChoice, KvSite, Site, Tier, WeightChoice, WeightSite, attribute
+from planner.space import (
+    Choice,
+    KvChoice,
+    KvSite,
+    Site,
+    Tier,
+    WeightChoice,
+    WeightFormat,
+    WeightSite,
+    attribute,
+)
 from planner.spec import LayerSpec, ModelSpec, TensorSpec
 
 SCRATCH_ELEMENTS = 4 * 2**20
@@ -275,6 +285,10 @@ def _head(layer: LayerSpec, choice: KvChoice, workload: Workload, hardware: Hard
         expand_s=coded * expand_slot_s,
         links_s=tuple(each * batch * s for s in links),
     )
+    measured = hardware.attention_time(choice.k.bits)
+    if measured is not None:
+        each_slot = 2 * layer.head_dim * layer.group * batch
+        decode = Work(each_slot * (sinks + coded) * measured.decode_s, 0.0, decode.links_s)
     prompt, chunk = context - workload.new_tokens, workload.prefill_chunk_tokens
     start = np.arange(0, prompt, chunk, dtype=np.float64)
     tokens = np.minimum(chunk, prompt - start)
@@ -282,6 +296,9 @@ def _head(layer: LayerSpec, choice: KvChoice, workload: Workload, hardware: Hard
     held = np.minimum(start - held_sinks, coded)
     read = (held * slot_each + held_sinks * sink_each) * batch
     busy = np.maximum(flop_per_pair * tokens * (held + held_sinks + tokens) / flop_rate, read * shares[0] / fast)
+    if measured is not None:
+        # The node multiplies every token of a chunk with all that is filled, what a window hides included.
+        busy, expand_slot_s = each_slot * tokens * (held + held_sinks + tokens) * measured.prefill_s, 0.0
     read_bytes = fsum(read.tolist())
     prefill = Work(
         busy_s=fsum(busy.tolist()),
@@ -305,9 +322,13 @@ def _matrix(tensor: TensorSpec, choice: WeightChoice, workload: Workload, hardwa
     # An expert is read by itself; a dense matrix is one.
     links = _link_s_per_byte(shares, stored / tensor.count, hardware)
     flop_rate, fast = _flop_per_s(hardware), _fast_bytes_per_s(hardware)
+    measured = hardware.product_time(product_kind(tensor, choice.format))
 
     def step(tokens: int, times: int) -> Work:
         touched = 1 - (1 - tensor.active) ** tokens
+        if measured is not None:
+            busy = tensor.elements * measured.seconds(tokens) if tensor.active and tokens else 0.0
+            return Work(busy * times, 0.0, tuple(stored * touched * times * s for s in links))
         busy = max(2 * tensor.elements * tensor.active * tokens / flop_rate, stored * touched * shares[0] / fast)
         each = Work(busy, expand_s * touched, tuple(stored * touched * s for s in links))
         return Work(each.busy_s * times, each.expand_s * times, tuple(s * times for s in each.links_s))
@@ -319,6 +340,18 @@ def _matrix(tensor: TensorSpec, choice: WeightChoice, workload: Workload, hardwa
         full, rest = divmod(workload.longest_tokens - workload.new_tokens, workload.prefill_chunk_tokens)
         prefill = _sum([step(batch * workload.prefill_chunk_tokens, full), step(batch * rest, min(rest, 1))], hardware)
     return Price(stored, tuple(stored * share for share in shares), step(batch, 1), prefill)
+
+
+def product_kind(tensor: TensorSpec, form: WeightFormat) -> str:
+    """How a hardware profile names the products of a matrix in a format.
+
+    >>> matrix = TensorSpec("w", 0, 64, 64)
+    >>> product_kind(matrix, WeightFormat(32)), product_kind(matrix, WeightFormat(4, "block", 32))
+    ('float32', 'block4')
+    """
+    # Codes without a minimum are blocks like any others, whoever rounded them.
+    scheme = "block" if form.scheme == "exact" and not has_minimum(tensor) else form.scheme
+    return f"{scheme}{form.bits:g}"
 
 
 def _shares(tier: Tier, hardware: HardwareProfile) -> tuple[float, ...]:
@@ -379,8 +412,12 @@ def _resident(spec: ModelSpec, workload: Workload, hardware: HardwareProfile) ->
     ]
     reach = [min(workload.longest_tokens, layer.window or workload.longest_tokens) for layer in spec.layers]
     if hardware.kind == "cpu":
-        scores = max(la.group * (seen + chunk) for la, seen in zip(spec.layers, reach, strict=True))
+        # A kernel measured whole works on all heads at once, the others on one KV head's after another.
+        heads = [la.q_heads if hardware.attention_times else la.group for la in spec.layers]
+        scores = max(n * (seen + chunk) for n, seen in zip(heads, reach, strict=True))
         items.append(("attention scores", batch * chunk * scores * width))
+    if hardware.attention_times:
+        items.append(("room for a chunk in the windows", chunk * spec.kv_bytes_per_token(8 * width)))
     if hardware.expand_weights_per_s:
         largest = max((t.rows * t.cols for t in spec.tensors if t.active), default=0)
         items.append(("expanded weights", min(SCRATCH_ELEMENTS, largest) * width))

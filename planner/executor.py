@@ -12,9 +12,10 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.formats import exact
 from planner.plan import Plan
-from planner.space import AtMostDistinct, KvFormat, KvSite, Site, WeightFormat
-from planner.spec import ModelSpec
+from planner.space import AtMostDistinct, KvChoice, KvFormat, KvSite, Site, WeightFormat
+from planner.spec import ModelSpec, TensorSpec
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, of): the driver shows it with the time left."""
@@ -23,7 +24,11 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What one runtime and version can carry: the formats it stores, how its heads may differ, and whether what lies
-    in a slower tier than the fastest is fetched when it is needed (`offloads`)."""
+    in a slower tier than the fastest is fetched when it is needed (`offloads`).
+
+    `kv_alike`: a head's keys and values have one format. `native`: how a matrix that its source keeps on a grid is
+    stored without rounding it again.
+    """
 
     runtime: str
     version: str
@@ -33,6 +38,17 @@ class Capabilities:
     classes_per_layer: int | None
     executes_here: bool
     offloads: bool = False
+    kv_alike: bool = False
+    native: Literal["native", "exact"] = "native"
+
+    def as_source(self, tensor: TensorSpec) -> WeightFormat | None:
+        """The format that keeps a matrix's numbers as its source has them on a grid; None where it has no grid."""
+        return tensor.native if self.native == "native" else exact(tensor)
+
+    def carries(self, choice: KvChoice) -> bool:
+        """Whether a head's cache can be stored so."""
+        alike = choice.k == choice.v or not self.kv_alike
+        return alike and choice.k in self.kv_formats and choice.v in self.kv_formats
 
     def constraints(self, sites: Iterable[Site]) -> tuple[AtMostDistinct, ...]:
         """The relations between sites that this runtime imposes."""
@@ -110,11 +126,17 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KvStatics:
-    """Static factors of the rotated code of one head, [head_dim] each, measured on calibration text."""
+    """Static factors of the codes of one head, [head_dim] each, measured on calibration text.
+
+    The mean and the balancing factors are of the tokens that are not protected; the peaks, the largest magnitudes, are
+    of all tokens.
+    """
 
     k_mean: NDArray[np.float32]
     k_scale: NDArray[np.float32]
     v_scale: NDArray[np.float32]
+    k_peak: NDArray[np.float32]
+    v_peak: NDArray[np.float32]
 
 
 class Session(Protocol):
@@ -156,6 +178,11 @@ class Executor(Protocol):
         """A matrix [outputs, inputs] as it reads back from a format."""
         ...
 
+    def recode_input(self, form: WeightFormat, values: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """The inputs [tokens, inputs] of a product as it reads them where the matrix is in a format; None where it
+        takes them as they are."""
+        ...
+
     def identity(self) -> str:
         """Sha256 of the code that defines the formats: prices hold for it and for no other."""
         ...
@@ -192,14 +219,30 @@ class RuntimeProbe(Protocol):
         """(elements, a call that expands so many cached numbers once); None for a width it does not store."""
         ...
 
-    def layer_overhead(self) -> Callable[[], object]:
-        """A call that runs one decoder layer on one token, attention left out, too small for its size to matter."""
+    def products(self) -> Sequence["Probed"]:
+        """Products of tokens with a matrix in every format, measured whole; none where a runtime expands matrices
+        before it multiplies, whose speed `expand_weights` and the machine's own products tell."""
         ...
 
-    def kernel_overhead(self) -> Callable[[], object]:
-        """A call that attends over one class of heads with a cache too small for its size to matter."""
+    def attention(self) -> Sequence["Probed"]:
+        """Attention over a cache at every width, measured whole: one token, and a chunk of a prompt."""
         ...
 
-    def step_overhead(self) -> Callable[[], object]:
-        """A call that does what a decode step does outside the layers: embed, pick a token, keep the books."""
+    def decoder(self, layers: int, classes: int) -> Callable[[], object]:
+        """A call that decodes one token with so many layers, the heads of each in so many classes (1 or 2), all so
+        small that a call costs what calling costs."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """One measured piece: products of a `kind`, or attention over a cache of `kind` bits, for so many tokens.
+
+    `work` is what one call does: numbers of the matrices it multiplies with, or multiplications of a query's number
+    with a cached one. `open` makes the data and gives the call.
+    """
+
+    kind: str
+    tokens: int
+    work: int
+    open: Callable[[], Callable[[], object]]

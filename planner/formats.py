@@ -1,10 +1,10 @@
 """Bytes of the storage formats: what a token of one head, and a matrix, take in each.
 
-Two KV schemes exist. `float` is the number itself. `rotated` is a code per token and head: the vector is scaled per
+Three KV schemes exist. `float` is the number itself. `rotated` is a code per token and head: the vector is scaled per
 channel by static factors, rotated by a Hadamard matrix, divided by its norm (one float16) and rounded to a `bits`-bit
 Lloyd-Max codebook of the normal distribution (QuaRot, https://arxiv.org/abs/2404.00456; TurboQuant,
-https://arxiv.org/abs/2504.19874). No group spans tokens, so evicting one frees its bytes at once and nothing waits
-unquantised for a group to fill.
+https://arxiv.org/abs/2504.19874). `static` rounds each channel to integers by a static factor and stores nothing per
+token. No group spans tokens, so evicting one frees its bytes at once and nothing waits unquantised for a group to fill.
 """
 
 from planner.errors import InputError
@@ -13,13 +13,38 @@ from planner.spec import LayerSpec, TensorSpec
 
 ROTATED_BITS = (2, 3, 4, 8)
 GROUPED_BITS = (2, 3, 4, 8)
+STATIC_BITS = (4, 8)
+BLOCK_BITS = (2, 4, 8)
 NORM_BYTES = 2
 SCALE_BYTES = 2
+FLOAT_SCALE_BYTES = 4
 
 
 def rotated(bits: int) -> KvFormat:
     """The `rotated` format of that width."""
     return KvFormat(bits, "rotated")
+
+
+def static(bits: int) -> KvFormat:
+    """The `static` format of that width."""
+    return KvFormat(bits, "static")
+
+
+def block(bits: int, group: int = 32) -> WeightFormat:
+    """The `block` weight format of that width."""
+    return WeightFormat(bits, "block", group)
+
+
+def exact(tensor: TensorSpec) -> WeightFormat | None:
+    """The `exact` format of a matrix that its source keeps on a grid: its codes at the next width there is.
+
+    >>> on_grid = TensorSpec("w", 0, 64, 64, native=WeightFormat(5, "native", 32), native_bytes=2816)
+    >>> exact(on_grid), exact(TensorSpec("w", 0, 64, 64))
+    (WeightFormat(bits=8, scheme='exact', group=32), None)
+    """
+    native = tensor.native
+    bits = None if native is None else next((b for b in BLOCK_BITS if native.bits <= b), None)
+    return None if native is None or bits is None else WeightFormat(bits, "exact", native.group)
 
 
 def grouped(bits: int, group: int = 32) -> WeightFormat:
@@ -37,12 +62,21 @@ def token_bytes(form: KvFormat, head_dim: int) -> int:
         return head_dim * int(form.bits) // 8
     if form.scheme == "rotated" and form.bits in ROTATED_BITS:
         return head_dim * int(form.bits) // 8 + NORM_BYTES
+    if form.scheme == "static" and form.bits in STATIC_BITS:
+        return head_dim * int(form.bits) // 8
     raise InputError(f"no KV format has {form.bits:g} bits in scheme {form.scheme!r}")
 
 
 def sink_bytes(choice: KvChoice, head_dim: int) -> int:
-    """Bytes of one protected token, K and V: float32 beside a float32 format, else float16."""
-    return sum(head_dim * (4 if form == KvFormat(32) else 2) for form in (choice.k, choice.v))
+    """Bytes of one protected token, K and V: coded like all others in a `static` format, else a float, of 32 bits
+    beside a float32 format and of 16 beside any other."""
+
+    def one(form: KvFormat) -> int:
+        if form.scheme == "static":
+            return token_bytes(form, head_dim)
+        return head_dim * (4 if form == KvFormat(32) else 2)
+
+    return one(choice.k) + one(choice.v)
 
 
 def slots(choice: KvChoice, layer: LayerSpec, context_tokens: int) -> tuple[int, int]:
@@ -75,20 +109,39 @@ def head_bytes(choice: KvChoice, layer: LayerSpec, context_tokens: int) -> int:
 
 
 def static_bytes(choice: KvChoice, layer: LayerSpec) -> int:
-    """Bytes of one head's static factors, shared by all sequences: a mean and a scale for keys, a scale for values.
+    """Bytes of one head's static factors, shared by all sequences: for `rotated` a mean and a scale for keys and a
+    scale for values in float16, for `static` a scale for each in float32.
 
     >>> static_bytes(KvChoice(Full(), rotated(4), KvFormat(16), 4, (("dram", 1.0),)), LayerSpec(1, 1, 64))
     256
     """
-    vectors = 2 * (choice.k.scheme == "rotated") + (choice.v.scheme == "rotated")
-    return vectors * layer.head_dim * SCALE_BYTES
+    halves = 2 * (choice.k.scheme == "rotated") + (choice.v.scheme == "rotated")
+    floats = (choice.k.scheme == "static") + (choice.v.scheme == "static")
+    return layer.head_dim * (halves * SCALE_BYTES + floats * FLOAT_SCALE_BYTES)
 
 
 def weight_bytes(tensor: TensorSpec, form: WeightFormat) -> int:
-    """Bytes of a matrix in a format: codes, and a float16 scale and minimum for each group of a row."""
+    """Bytes of a matrix in a format: codes, and what a format keeps for each group of a row.
+
+    >>> q4_1 = TensorSpec("w", 0, 64, 64, native=WeightFormat(4, "native", 32), native_bytes=2560)
+    >>> [weight_bytes(q4_1, form) for form in (WeightFormat(4, "native", 32), WeightFormat(4, "exact", 32), block(4))]
+    [2560, 3072, 2560]
+    """
     if form.scheme == "native":
         return tensor.native_bytes
+    codes = tensor.elements * int(form.bits) // 8
     if form.scheme == "float":
-        return tensor.elements * int(form.bits) // 8
+        return codes
     groups = tensor.elements // form.group
-    return tensor.elements * int(form.bits) // 8 + groups * 2 * SCALE_BYTES
+    if form.scheme == "grouped":
+        return codes + groups * 2 * SCALE_BYTES
+    floats = 2 if form.scheme == "exact" and has_minimum(tensor) else 1
+    return codes + groups * floats * FLOAT_SCALE_BYTES
+
+
+def has_minimum(tensor: TensorSpec) -> bool:
+    """Whether the source keeps a minimum beside the scale of a block."""
+    if tensor.native is None:
+        return False
+    beside = tensor.native_bytes - tensor.elements * int(tensor.native.bits) // 8
+    return beside > tensor.elements // tensor.native.group * SCALE_BYTES

@@ -67,6 +67,51 @@ Rates = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class ProductTime:
+    """Products with matrices of one kind (`float32`, `block4`, `exact4`, ...), measured whole as a runtime does them.
+
+    points  (tokens, seconds for each number of the matrix), tokens rising
+    """
+
+    kind: str
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        if not self.points or any(a >= b for (a, _), (b, _) in pairwise(self.points)):
+            raise InputError(f"product_times.{self.kind}: points need their tokens in rising order, each once")
+        for tokens, seconds in self.points:
+            _positive(f"product_times.{self.kind}: tokens", tokens)
+            _positive(f"product_times.{self.kind}: seconds for each number", seconds)
+
+    def seconds(self, tokens: int) -> float:
+        """Seconds for each number of a matrix that multiplies so many tokens, linear between points and beyond.
+
+        >>> measured = ProductTime("block4", ((1, 1e-10), (11, 2e-10)))
+        >>> f"{measured.seconds(1):.3g} {measured.seconds(6):.3g} {measured.seconds(21):.3g}"
+        '1e-10 1.5e-10 3e-10'
+        """
+        if len(self.points) == 1 or tokens <= self.points[0][0]:
+            return self.points[0][1]
+        above = min(max(bisect_left(self.points, tokens, key=lambda p: p[0]), 1), len(self.points) - 1)
+        (low, fast), (high, slow) = self.points[above - 1], self.points[above]
+        return max(fast + (slow - fast) * (tokens - low) / (high - low), fast)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTime:
+    """Attention over a cache of one width, measured whole: seconds for a multiplication of a query's number with a
+    cached one, when one token is decoded and when a chunk of a prompt is read."""
+
+    bits: int
+    decode_s: float
+    prefill_s: float
+
+    def __post_init__(self) -> None:
+        _positive(f"attention_times.{self.bits}: decode_s", self.decode_s)
+        _positive(f"attention_times.{self.bits}: prefill_s", self.prefill_s)
+
+
+@dataclass(frozen=True, slots=True)
 class HardwareProfile:
     """A target: tiers fastest first, matrix throughput by type, and the fixed costs of a step.
 
@@ -74,7 +119,8 @@ class HardwareProfile:
     float32). `matmul_flop_per_s` maps a compute type (fp32, fp16, bf16, int8) to throughput. A runtime that expands
     packed numbers before computing pays `expand_weights_per_s` and `expand_kv_per_s` (elements per second by bits);
     empty where the kernel does it within the read. `layer_overhead_s` is what a layer takes however little it computes,
-    attention aside; each class of heads that attends in one call adds `kernel_overhead_s`.
+    attention aside; each class of heads that attends in one call adds `kernel_overhead_s`. Where the runtime's products
+    and attention were measured whole, `product_times` and `attention_times` take the place of all of these rates.
 
     `efficiency` is the share of the stated bandwidths and throughputs that real kernels reach: 1 where they were
     measured. `error` is the relative half-width of a predicted time.
@@ -94,6 +140,8 @@ class HardwareProfile:
     date: str
     expand_weights_per_s: Rates = ()
     expand_kv_per_s: Rates = ()
+    product_times: tuple[ProductTime, ...] = ()
+    attention_times: tuple[AttentionTime, ...] = ()
     notes: tuple[str, ...] = ()
     efficiency: float = 1.0
 
@@ -131,6 +179,28 @@ class HardwareProfile:
             if name in rates:
                 return rates[name]
         raise InputError(f"target {self.name}: matmul_flop_per_s has no rate for {bits}-bit floating point")
+
+    def product_time(self, kind: str) -> ProductTime | None:
+        """What was measured of products of a kind; None where products were not measured whole."""
+        if not self.product_times:
+            return None
+        for each in self.product_times:
+            if each.kind == kind:
+                return each
+        known = ", ".join(each.kind for each in self.product_times)
+        raise InputError(f"target {self.name}: product_times has no {kind}; it has {known}; measure it again")
+
+    def attention_time(self, bits: float) -> AttentionTime | None:
+        """What was measured of attention at a width; None where attention was not measured whole."""
+        if not self.attention_times:
+            return None
+        for each in self.attention_times:
+            if each.bits == bits:
+                return each
+        known = ", ".join(str(each.bits) for each in self.attention_times)
+        raise InputError(
+            f"target {self.name}: attention_times has none of {bits:g} bits; it has {known}; measure it again"
+        )
 
     def expand_weights_s(self, elements: float, bits: float) -> float:
         """Seconds to expand that many packed weights before computing; 0 where they are stored as computed."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.errors import InputError
 from planner.goal import Workload
 from planner.plan import Interval
 from planner.profile import Anchor, ModelProfile
@@ -115,7 +116,14 @@ class LossModel:
         kv, weights = self.profile.kv.sites, self.profile.weights.sites
         self._index = {site: i for i, site in enumerate(kv)} | {site: i for i, site in enumerate(weights)}
         shares = dict(zip(self.workload.context_tokens, self.workload.shares, strict=True))
-        self._shares = np.array([shares.get(c, 0.0) for c in self.profile.context_tokens])
+        known = self.profile.context_tokens
+        missing = [str(context) for context in shares if context not in known]
+        if missing:  # a length without prices would cost nothing
+            raise InputError(
+                f"workload.context_tokens: {', '.join(missing)} not in the profile, which has"
+                f" {', '.join(map(str, known)) or 'none'}; take those lengths, or profile the model for this workload"
+            )
+        self._shares = np.array([shares.get(context, 0.0) for context in known])
 
     def price(self, site: Site, choice: Choice) -> float:
         """Nats per token of one choice with every other site dense; NaN where the site cannot take it."""

@@ -14,7 +14,7 @@ from planner.errors import InputError
 from planner.goal import Goal, Workload
 from planner.hardware import HardwareProfile
 from planner.loss import LossModel
-from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, Site, Space
+from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, KvSite, Site, Space
 from planner.spec import ModelSpec
 
 LOSS = "loss_nats"
@@ -48,7 +48,7 @@ def price(
 ) -> PriceTable:
     """The price table of a space; without a loss model only choices that change nothing can be priced."""
     rows = (LOSS, *cost.rows(hardware))
-    physical = cost.usages(space.candidates, spec, workload, hardware, classes_per_layer)
+    physical = _physical(space, spec, workload, hardware, classes_per_layer)
     losses = np.concatenate([_losses(site, choices, loss) for site, choices in space.candidates.items()])
     if bool(np.isnan(losses).any()):
         raise InputError("a candidate has no price in the profile; profile the model again with planner profile model")
@@ -64,6 +64,24 @@ def price(
         minimise=stages(goal.minimise, rows),
         tie_break=tuple(rows.index(name) for name in (LOSS, "decode_s.core", "memory_bytes")),
     )
+
+
+def _physical(
+    space: Space, spec: ModelSpec, workload: Workload, hardware: HardwareProfile, classes_per_layer: int | None
+) -> NDArray[np.float64]:
+    """Bytes and seconds of every candidate; heads of like layers that share one tuple of candidates are priced once."""
+    first: dict[tuple[object, int], Site] = {}
+    like = {
+        site: first.setdefault((spec.layers[site.layer] if isinstance(site, KvSite) else site, id(choices)), site)
+        for site, choices in space.candidates.items()
+    }
+    once = {site: space.candidates[site] for site in first.values()}
+    if len(once) == len(like):
+        return cost.usages(space.candidates, spec, workload, hardware, classes_per_layer)
+    priced = cost.usages(once, spec, workload, hardware, classes_per_layer)
+    ends = np.cumsum([len(choices) for choices in once.values()])[:-1]
+    rows = dict(zip(once, np.split(priced, ends), strict=True))
+    return np.concatenate([rows[site] for site in like.values()])
 
 
 def _losses(site: Site, choices: Sequence[Choice], loss: LossModel | None) -> list[float]:

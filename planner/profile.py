@@ -6,6 +6,7 @@ Filled by profiles.model; read by passes and by planner.loss. A profile holds fo
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log
 
 import numpy as np
@@ -44,31 +45,15 @@ class KvPrices:
     loss: FloatArray
     error: FloatArray
 
-    def price(self, index: int, choice: KvChoice, layer: LayerSpec, contexts: tuple[int, ...]) -> FloatArray:
-        """Loss of a choice at the site of that index, at each length of the profile.
+    def prices(
+        self, index: int, choices: Sequence[KvChoice], layer: LayerSpec, contexts: tuple[int, ...]
+    ) -> FloatArray:
+        """Loss of choices at the site of that index, at each length of the profile: [choices, lengths].
 
         Between two measured windows the loss is interpolated over the logarithm of the window. A window that reaches
         the whole context is Full. A float of 32 bits costs what one of 16 bits does: next to nothing.
         """
-        found: FloatArray = self.prices(index, (choice,), layer, contexts)[0]
-        return found
-
-    def prices(
-        self, index: int, choices: Sequence[KvChoice], layer: LayerSpec, contexts: tuple[int, ...]
-    ) -> FloatArray:
-        """Loss of many choices at one site, [choices, lengths]: as `price` gives them one by one, ten times as fast."""
-        spans: dict[Span, int] = {}
-        ks: dict[KvFormat, int] = {}
-        vs: dict[KvFormat, int] = {}
-        parts = [
-            (
-                spans.setdefault(choice.span, len(spans)),
-                ks.setdefault(choice.k, len(ks)),
-                vs.setdefault(choice.v, len(vs)),
-            )
-            for choice in choices
-        ]
-        span, k, v = np.array(parts).T
+        spans, ks, vs, (span, k, v) = _parts(tuple(choices))
         between = np.array([[self._between(each, layer, context) for context in contexts] for each in spans])
         low, high, share = between[..., 0].astype(np.int64), between[..., 1].astype(np.int64), between[..., 2]
         lengths = np.arange(len(contexts))
@@ -99,6 +84,28 @@ class KvPrices:
         return above - 1, above if above < len(known) else last, share
 
 
+@lru_cache(maxsize=256)
+def _parts(
+    choices: tuple[KvChoice, ...],
+) -> tuple[tuple[Span, ...], tuple[KvFormat, ...], tuple[KvFormat, ...], NDArray[np.int64]]:
+    """The spans, key formats and value formats among choices, and each choice's place in the three, [3, choices].
+
+    Heads of a layer mostly share one tuple of choices, and it is taken apart once.
+    """
+    spans: dict[Span, int] = {}
+    ks: dict[KvFormat, int] = {}
+    vs: dict[KvFormat, int] = {}
+    places = [
+        (
+            spans.setdefault(choice.span, len(spans)),
+            ks.setdefault(choice.k, len(ks)),
+            vs.setdefault(choice.v, len(vs)),
+        )
+        for choice in choices
+    ]
+    return tuple(spans), tuple(ks), tuple(vs), np.array(places, dtype=np.int64).T
+
+
 def _index(formats: tuple[KvFormat, ...], form: KvFormat) -> int:
     try:
         return formats.index(FLOAT16 if form == FLOAT32 else form)
@@ -110,7 +117,8 @@ def _index(formats: tuple[KvFormat, ...], form: KvFormat) -> int:
 class WeightPrices:
     """Loss in nats per token of one matrix stored in a format with every other site dense: [sites, formats].
 
-    NaN where a matrix cannot take a format. A native format changes nothing and costs nothing.
+    NaN where a matrix cannot take a format. A native format changes nothing and costs nothing; an exact one costs what
+    rounding the inputs of its products does.
     """
 
     sites: tuple[WeightSite, ...]
@@ -144,4 +152,3 @@ class ModelProfile:
     statics: Mapping[KvSite, KvStatics]
     documents: tuple[str, ...]
     anchors: tuple[Anchor, ...] = ()
-    seconds: float = 0.0

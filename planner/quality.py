@@ -18,7 +18,6 @@ class DocumentScore:
 
     loss_nats: float
     nll_nats: float
-    dense_nll_nats: float
 
 
 def compare(dense: NDArray[np.float32], planned: NDArray[np.float32], targets: Sequence[int]) -> DocumentScore:
@@ -40,7 +39,6 @@ def compare(dense: NDArray[np.float32], planned: NDArray[np.float32], targets: S
     return DocumentScore(
         loss_nats=total / len(dense),
         nll_nats=float(-planned[rows, list(targets)].mean(dtype=np.float64)),
-        dense_nll_nats=float(-dense[rows, list(targets)].mean(dtype=np.float64)),
     )
 
 

@@ -1,15 +1,20 @@
 """Drops what cannot matter before anything is solved: limits nothing can reach, candidates no best choice needs."""
 
 from dataclasses import replace
+from itertools import chain
+from math import comb
 
 import numpy as np
 
+from planner.dominance import Labelled, superfluous_labels
 from planner.solver_problem import Bools, Floats, Ints, Problem, cells, keep_only
 
 # Sums of a thousand floats are off by less than this share of their terms; closer calls are left to the solver.
 ROUNDING = 1e-9
 # Comparing all pairs of more candidates than this costs more than it saves.
 LARGEST_COMPARED = 2048
+# With fewer label sets, times sites, comparing labels costs more than it saves.
+FEW_LABELLED = 20_000
 
 
 def reduce(problem: Problem) -> tuple[Problem, list[Ints]] | None:
@@ -33,7 +38,33 @@ def reduce(problem: Problem) -> tuple[Problem, list[Ints]] | None:
         kept.append(np.flatnonzero(keep).astype(np.int64))
         if not len(kept[-1]):
             return None
+    drop_labels(problem, relevant, kept)
     return replace(keep_only(problem, kept), limits=limits), kept
+
+
+def drop_labels(problem: Problem, usage: Floats, kept: list[Ints]) -> None:
+    """Take from `kept` the candidates of labels that another one replaces at all sites of an AtMost.
+
+    Only where no other relation is on these sites.
+    """
+    related = np.zeros(len(problem.groups), dtype=np.int64)
+    for relation in problem.at_most:
+        related[list(relation.sites)] += 1
+    for rule in problem.requires:
+        related[[rule.site, rule.other]] += 1
+    starts = problem.starts
+    for relation in problem.at_most:
+        count = len(set(chain.from_iterable(relation.labels)))
+        sets = comb(count, min(relation.most, count))
+        if sets * len(relation.sites) < FEW_LABELLED or (related[list(relation.sites)] > 1).any():
+            continue
+        group = []
+        for site, labels in zip(relation.sites, relation.labels, strict=True):
+            own = kept[site]
+            group.append(Labelled(usage[starts[site] + own], np.array(labels)[own], np.zeros_like(own)))
+        superfluous = superfluous_labels(group)
+        for site, each in zip(relation.sites, group, strict=True):
+            kept[site] = kept[site][~np.isin(each.label, superfluous)]
 
 
 def dominated(usage: Floats, cell: Ints, usable: Bools) -> Bools:

@@ -107,13 +107,17 @@ class Tree:
         values, levels = priced.node_values, self.levels
         query = np.arange(len(nodes))
         for height in range(len(levels) - 1, -1, -1):
-            children, owner = children_of(levels[height], nodes)
             if height % 2:
-                least = values[height][children] == values[height + 1][nodes][owner]
-                forced = nodes[owner] == path[height + 1][query[owner]]
-                nodes = first_of(children, owner, np.where(forced, children == path[height][query[owner]], least))
+                # What the path decides is not searched: above it may be a hundred thousand branches.
+                forced = nodes == path[height + 1][query]
+                free = nodes[~forced]
+                children, owner = children_of(levels[height], free)
+                least = values[height][children] == values[height + 1][free][owner]
+                nodes = path[height][query]
+                nodes[~forced] = first_of(children, owner, least)
             else:
-                nodes, query = children, query[owner]
+                nodes, owner = children_of(levels[height], nodes)
+                query = query[owner]
         entries, owner = children_of(self.leaves, nodes)
         cells = self.leaf_cells[entries]
         least = priced.cell_value[cells] == values[0][nodes][owner]

@@ -72,6 +72,7 @@ class KvFormat:
 
     `float` at 16 or 32 bits is the number itself. Below that a token's vector of one head is coded by itself, with no
     group over tokens and so no unquantised remainder: `scheme` names the code, which a runtime defines and prices.
+    planner.formats tells what each scheme is.
     """
 
     bits: float
@@ -86,8 +87,15 @@ Tier = tuple[tuple[str, float], ...]
 """(memory tier, share of the bytes) pairs whose shares sum to 1, fastest tier first."""
 
 
+class HashedOnce:
+    """Room for a hash: a candidate is looked up far more often than it is made, and hashing it takes a microsecond."""
+
+    __slots__ = ("_hash",)
+    _hash: int
+
+
 @dataclass(frozen=True, slots=True, order=True)
-class KvChoice:
+class KvChoice(HashedOnce):
     """One KV head's cache: which tokens stay, at how many bits keys and values, in which memory.
 
     The first `sinks` tokens are protected: always kept, as float16 (float32 where the format is).
@@ -99,17 +107,32 @@ class KvChoice:
     sinks: int
     tier: Tier
 
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            value = hash((self.span, self.k, self.v, self.sinks, self.tier))
+            object.__setattr__(self, "_hash", value)
+            return value
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class WeightFormat:
-    """How a matrix is stored: `float` at 16 or 32 bits, `native` as the source has it, or rounded in groups.
+    """How a matrix is stored: `float` at 16 or 32 bits, as the source has it, or rounded.
 
-    A `grouped` matrix has `bits`-bit codes with one float16 scale and minimum for each `group` inputs of a row.
+    `native` is the source's grid as it is, `exact` its codes at a width the runtime has with float32 scales. A
+    `grouped` matrix has `bits`-bit codes with one float16 scale and minimum for each `group` inputs of a row; a `block`
+    matrix one float32 scale and no minimum.
     """
 
     bits: float
-    scheme: Literal["float", "native", "grouped"] = "float"
+    scheme: Literal["float", "native", "exact", "grouped", "block"] = "float"
     group: int = 0
+
+    @property
+    def as_source(self) -> bool:
+        """Whether it holds the numbers that the source has on its grid, and no others."""
+        return self.scheme in ("native", "exact")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -202,21 +225,33 @@ class Space:
         """Candidates over all sites."""
         return sum(len(choices) for choices in self.candidates.values())
 
-    def widen(self, variants: Callable[[Site, Choice], Iterable[Choice]]) -> "Space":
+    def widen(self, variants: Callable[[Site, Choice], Iterable[Choice]], everywhere: bool = False) -> "Space":
         """Offer every variant of every candidate, and keep every candidate.
 
         A pass sets its own axis absolutely, whatever the candidate it starts from had there; then widening commutes,
         repeats freely and never worsens the optimum. Candidates are kept in one order, so equal sets are equal spaces.
+        `everywhere` says that a candidate's variants are the same at every site: those offered the same are asked once.
         """
 
         # Sites are offered much the same, and ordering is what takes time: each set of candidates is ordered once.
         ordered: dict[tuple[Choice, frozenset[Choice]], tuple[Choice, ...]] = {}
+        alike: dict[int, tuple[Choice, ...]] = {}
+        spelled: dict[Choice, str] = {}
+
+        def place(choice: Choice) -> str:
+            found = spelled.get(choice)
+            if found is None:
+                found = spelled[choice] = repr(choice)
+            return found
 
         def widened(site: Site, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+            if everywhere and id(choices) in alike:
+                return alike[id(choices)]
             every = frozenset({variant for choice in choices for variant in variants(site, choice)}.union(choices))
             key = choices[0], every
             if key not in ordered:
-                ordered[key] = (choices[0], *sorted(every - {choices[0]}, key=repr))
+                ordered[key] = (choices[0], *sorted(every - {choices[0]}, key=place))
+            alike[id(choices)] = ordered[key]
             return ordered[key]
 
         return Space({site: widened(site, choices) for site, choices in self.candidates.items()}, self.constraints)
@@ -274,8 +309,9 @@ def check(space: Space, after: str) -> None:
         for choice in choices:
             if not isinstance(choice, wanted):
                 raise InvalidSpace(f"{after}: {site} offers {choice}, which is no {wanted.__name__}")
-            if abs(sum(share for _, share in choice.tier) - 1) > 1e-9:
-                raise InvalidSpace(f"{after}: the tier shares of {site} sum to {sum(s for _, s in choice.tier)}, not 1")
+        for tier in dict.fromkeys([choice.tier for choice in choices]):
+            if abs(sum(share for _, share in tier) - 1) > 1e-9:
+                raise InvalidSpace(f"{after}: the tier shares of {site} sum to {sum(s for _, s in tier)}, not 1")
     known = set(space.candidates)
     for constraint in space.constraints:
         named = (constraint.site, constraint.other) if isinstance(constraint, Requires) else constraint.sites

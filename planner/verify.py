@@ -135,7 +135,7 @@ def _on_disk(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def race(
-    sessions: Mapping[str, Session], document: Tokens, workload: Workload, progress: Progress
+    sessions: Mapping[str, Session], document: Tokens, workload: Workload, progress: Progress, rounds: int = ROUNDS
 ) -> dict[str, tuple[Timing, ...]]:
     """Time sessions in turns, so that a busy moment hits all of them alike.
 
@@ -145,8 +145,8 @@ def race(
     timed = min(TIMED_TOKENS, workload.new_tokens)
     prompt = document[: len(document) - timed]
     timings: dict[str, list[Timing]] = {name: [] for name in sessions}
-    done, of = 0, ROUNDS * len(sessions)
-    for _ in range(ROUNDS):
+    done, of = 0, rounds * len(sessions)
+    for _ in range(rounds):
         for name, session in sessions.items():
             progress("timing in turns", done, of)
             timings[name].append(session.time(prompt, timed, workload.prefill_chunk_tokens, workload.batch))

@@ -12,13 +12,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.executor import Executor, Progress
+from planner.executor import Capabilities, Executor, Progress
 from planner.formats import head_bytes
 from planner.goal import Workload
 from planner.plan import trial
 from planner.profile import Anchor, ModelProfile
 from planner.quality import compare
-from planner.space import FLOAT32, Choice, Full, KvChoice, Site, Span, Tier, WeightChoice, WeightFormat, Window
+from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, Site, Span, Tier, WeightChoice, WeightFormat, Window
 from planner.spec import ModelSpec
 from profiles.model import document_sha256
 from profiles.parts import Parts
@@ -33,27 +33,28 @@ class Setting:
     """A whole setting and what its prices sum to."""
 
     name: str
-    kv: dict[Site, Choice]
+    chosen: dict[Site, Choice]
     predicted_nats: float
 
 
-def settings(profile: ModelProfile, spec: ModelSpec, seed: int) -> Iterator[Setting]:
-    """The settings to measure, all weights dense; losses at the profile's longest context."""
+def settings(profile: ModelProfile, spec: ModelSpec, can: Capabilities, seed: int) -> Iterator[Setting]:
+    """The settings to measure, all weights dense but in the last; losses at the profile's longest context."""
     spans: tuple[Span, ...] = (*(Window(w) for w in profile.kv.windows), Full())
-    choices = [
-        KvChoice(span, k, v, profile.kv.sinks, HERE)
-        for span in spans
-        for k in profile.kv.k_formats
-        for v in profile.kv.v_formats
-    ]
-    losses = profile.kv.loss[..., -1].reshape(len(profile.kv.sites), -1)
+    # Where the runtime has no 16-bit floats, those of 32 bits stand for the same: nothing is rounded.
+    plain = FLOAT16 if FLOAT16 in can.kv_formats else FLOAT32
+    ks, vs = ([plain if f == FLOAT16 else f for f in forms] for forms in (profile.kv.k_formats, profile.kv.v_formats))
+    every_choice = [KvChoice(span, k, v, profile.kv.sinks, HERE) for span in spans for k in ks for v in vs]
+    carried = [i for i, choice in enumerate(every_choice) if can.carries(choice)]
+    choices = [every_choice[i] for i in carried]
+    losses = profile.kv.loss[..., -1].reshape(len(profile.kv.sites), -1)[:, carried]
+    weights: dict[Site, Choice] = {s: WeightChoice(WeightFormat(32), HERE) for s in spec.weight_sites}
     context = max(profile.context_tokens)
     sizes = np.array([[head_bytes(c, spec.layers[s.layer], context) for c in choices] for s in profile.kv.sites])
     every = np.arange(len(profile.kv.sites))
 
     def setting(name: str, picks: NDArray[np.intp]) -> Setting:
         kv: dict[Site, Choice] = {site: choices[i] for site, i in zip(profile.kv.sites, picks, strict=True)}
-        return Setting(name, kv, float(losses[every, picks].sum()))
+        return Setting(name, {**kv, **weights}, float(losses[every, picks].sum()))
 
     for total in TOTALS_NATS:
         low, high = -40.0, 10.0  # logarithm of the price of a byte in nats
@@ -62,6 +63,14 @@ def settings(profile: ModelProfile, spec: ModelSpec, seed: int) -> Iterator[Sett
             picks = (losses + np.exp(price) * sizes).argmin(1)
             low, high = (price, high) if losses[every, picks].sum() < total else (low, price)
         yield setting(f"mixed for {total:g} nats", picks)
+    # The weights as the source has them, where products round their inputs: with them a plan begins to lose.
+    kept = {site: can.as_source(tensor) for site, tensor in zip(spec.weight_sites, spec.tensors, strict=True)}
+    rounded = {site: form for site, form in kept.items() if form is not None and form in profile.weights.formats}
+    if rounded:
+        nats = sum(profile.weights.price(profile.weights.sites.index(site), form) for site, form in rounded.items())
+        whole = dict[Site, Choice].fromkeys(profile.kv.sites, KvChoice(Full(), plain, plain, profile.kv.sinks, HERE))
+        exact: dict[Site, Choice] = {site: WeightChoice(form, HERE) for site, form in rounded.items()}
+        yield Setting("weights as the source has them", whole | weights | exact, nats)
     four = next(f for f in profile.kv.k_formats if f.bits == 4)
     for name, span in (("all at 4 bits", Full()), ("a quarter of the context at 4 bits", Window(context // 4))):
         nearest = min(spans, key=lambda s: _far(s, span, context))
@@ -94,19 +103,20 @@ def measure(
     """The profile with its anchors: each setting run on a document that no price was measured on."""
     executor.use(profile.statics)
     workload = Workload((len(document),), new_tokens=1)
-    weights: dict[Site, Choice] = {s: WeightChoice(WeightFormat(32), HERE) for s in spec.weight_sites}
-    first, wanted = len(document) // 2, list(settings(profile, spec, profile.seed))
+    first = len(document) // 2
+    wanted = list(settings(profile, spec, executor.capabilities, profile.seed))
 
-    def run(kv: dict[Site, Choice]) -> NDArray[np.float32]:
-        return executor.open(trial("anchor", workload, {**kv, **weights})).score(document, first, chunk_tokens)
+    def run(chosen: dict[Site, Choice]) -> NDArray[np.float32]:
+        return executor.open(trial("anchor", workload, chosen)).score(document, first, chunk_tokens)
 
     dense: list[NDArray[np.float32]] = []
 
     def kl(setting: Setting) -> dict[str, NDArray[np.float64]]:
         if not dense:
             plain = KvChoice(Full(), FLOAT32, FLOAT32, profile.kv.sinks, HERE)
-            dense.append(run(dict.fromkeys(spec.kv_sites, plain)))
-        score = compare(dense[0], run(setting.kv), document[first + 1 :])
+            weights: dict[Site, Choice] = {s: WeightChoice(WeightFormat(32), HERE) for s in spec.weight_sites}
+            dense.append(run({**dict.fromkeys(spec.kv_sites, plain), **weights}))
+        score = compare(dense[0], run(setting.chosen), document[first + 1 :])
         return {"nats": np.array([setting.predicted_nats, score.loss_nats])}
 
     anchors = []

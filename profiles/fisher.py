@@ -12,7 +12,8 @@ nearly the same mean with as many degrees of freedom as blocks. `KvProducts.loss
 ratio of the two over all sites, which many sites make certain.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -223,13 +224,71 @@ def recent_mass(q: Tensor, k: Tensor, scale: float, options: Options) -> Tensor:
     return shares / (q.shape[0] * (tokens - tokens // 2))
 
 
+@dataclass
+class Products:
+    """The products with weight matrices in one forward pass: the output of each in the graph, by the matrix's name, and
+    how it changes where the inputs are rounded as each format does (None where a format takes them as they are).
+
+    outputs  [1, tokens, outputs]
+    """
+
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    changes: dict[str, list[Tensor | None]] = field(default_factory=dict)
+
+
+Recode = Callable[[Tensor], Sequence[Tensor | None]]
+"""Inputs [tokens, inputs] as each format of a product reads them; None where as they are."""
+
+
+@contextmanager
+def watched(model: PreTrainedModel, names: Mapping[str, torch.nn.Module], recode: Recode) -> Iterator[Products]:
+    """What passes through the linear layers of those names while the block runs."""
+    seen = Products()
+
+    def watch(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def after(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x, weight = inputs[0].detach(), cast(Tensor, module.weight).detach()
+            seen.outputs[name] = output
+            read = recode(x.reshape(-1, x.shape[-1]))
+            seen.changes[name] = [None if r is None else (r.view_as(x) - x) @ weight.T for r in read]
+
+        return after
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in names.items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def weight_products(
-    scalar: Tensor, weights: Sequence[Tensor], changes: Callable[[int], Sequence[Tensor | None]]
+    scalar: Tensor,
+    weights: Sequence[Tensor],
+    changes: Callable[[int], Sequence[Tensor | None]],
+    inputs: Mapping[int, tuple[Tensor, Sequence[Tensor | None]]] | None = None,
 ) -> Tensor:
-    """Inner products of one draw's weight gradients with each format's change: [weights, formats]; NaN where none."""
-    gradients = torch.autograd.grad(scalar, list(weights), retain_graph=True)
+    """Inner products of one draw's gradients with what each format changes: [weights, formats]; NaN where none.
+
+    `changes` gives a format's change to a matrix (empty where it has none), and `inputs`, by the number of the matrix,
+    the output of its product with how rounding the inputs changes that.
+    """
+    inputs = inputs or {}
+    numbers = list(inputs)
+    wanted = [*weights, *(inputs[i][0] for i in numbers)]
+    gradients = torch.autograd.grad(scalar, wanted, retain_graph=True)
+    toward = dict(zip(numbers, gradients[len(weights) :], strict=True))
     rows = []
-    for i, gradient in enumerate(gradients):
+    for i, gradient in enumerate(gradients[: len(weights)]):
         flat = gradient.flatten()
-        rows.append([float("nan") if c is None else float(flat @ c.flatten().float()) for c in changes(i)])
+        shifts = inputs[i][1] if i in inputs else ()
+        row = []
+        for number, change in enumerate(changes(i)):
+            if change is None:
+                row.append(float("nan"))
+                continue
+            product = float(flat @ change.flatten().float()) if change.numel() else 0.0
+            shift = shifts[number] if number < len(shifts) else None
+            row.append(product if shift is None else product + float((toward[i] * shift).sum()))
+        rows.append(row)
     return torch.tensor(rows, dtype=torch.float64)

@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch
 
 from planner.executor import Progress, RuntimeProbe
-from planner.hardware import HardwareProfile, MemoryTier, Rates
+from planner.hardware import AttentionTime, HardwareProfile, MemoryTier, ProductTime, Rates
 from profiles.flash import Flash, measure_flash
 from profiles.timing import NOISY, timed
 
@@ -23,7 +23,8 @@ EXPAND_BITS = (2, 3, 4, 5, 8, 16)
 LEAST_ERROR, MOST_ERROR = 0.25, 1.0
 """What repeats of one call do not show (other shapes, another day) is at least 0.25; beyond 1 nothing is known."""
 
-MEMORY_S, MATMUL_S, EXPAND_S, OVERHEAD_S = 1.5, 1.0, 0.5, 0.5
+MEMORY_S, MATMUL_S, EXPAND_S, OVERHEAD_S, PRODUCT_S = 1.5, 1.0, 0.5, 0.5, 0.6
+DEEP_LAYERS = 16
 BATCHED_TOKENS = 256
 MATRIX = 2048
 FEATURES = Path("/proc/cpuinfo")
@@ -61,16 +62,16 @@ class _Log:
 def measure(scratch: Path, progress: Progress, probe: RuntimeProbe) -> HardwareProfile:
     """The profile of this machine's CPU and of the device that holds `scratch`, for the runtime behind `probe`."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    log = _Log(progress, of=19 + 2 * len(EXPAND_BITS))
+    whole = len(probe.products()) + len(probe.attention())
+    log = _Log(progress, of=19 + 2 * len(EXPAND_BITS) + whole)
     flags = cpu_flags()
     with torch.inference_mode():
         memory = _memory_bytes_per_s(log)
         matmul = _matmul_flop_per_s(log, flags)
         weights = _expand(log, "expand weights", probe.expand_weights)
         kv = _expand(log, "expand KV", probe.expand_kv)
-        layer_s = log.took("layer overhead", probe.layer_overhead(), OVERHEAD_S)
-        kernel_s = log.took("attention overhead", probe.kernel_overhead(), OVERHEAD_S)
-        step_s = log.took("step overhead", probe.step_overhead(), OVERHEAD_S)
+        products, attention = _product_times(log, probe), _attention_times(log, probe)
+        layer_s, kernel_s, step_s = _overheads(log, probe)
     tiers = [MemoryTier("dram", available_bytes(), memory)]
     flash = measure_flash(scratch, lambda done, of: log.step("flash reads"))
     if isinstance(flash, Flash):
@@ -102,6 +103,8 @@ def measure(scratch: Path, progress: Progress, probe: RuntimeProbe) -> HardwareP
         date=date.today().isoformat(),
         expand_weights_per_s=weights,
         expand_kv_per_s=kv,
+        product_times=products,
+        attention_times=attention,
         notes=tuple(log.notes),
     )
 
@@ -141,6 +144,34 @@ def _expand(log: _Log, what: str, probe: Callable[[int], tuple[int, Callable[[],
             elements, call = work
             rates.append((float(bits), elements / log.took(f"{what} of {bits} bits", call, EXPAND_S)))
     return tuple(rates)
+
+
+def _product_times(log: _Log, probe: RuntimeProbe) -> tuple[ProductTime, ...]:
+    """Seconds for each number of a matrix, by kind and tokens."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for each in probe.products():
+        seconds = log.took(f"{each.kind} products of {each.tokens} tokens", each.open(), PRODUCT_S)
+        found.setdefault(each.kind, []).append((each.tokens, seconds / each.work))
+    return tuple(ProductTime(kind, tuple(sorted(points))) for kind, points in found.items())
+
+
+def _attention_times(log: _Log, probe: RuntimeProbe) -> tuple[AttentionTime, ...]:
+    """Seconds for a multiplication with a cached number, by width, for one token and for a chunk."""
+    found: dict[str, dict[int, float]] = {}
+    for each in probe.attention():
+        seconds = log.took(f"{each.kind}-bit attention of {each.tokens} tokens", each.open(), PRODUCT_S)
+        found.setdefault(each.kind, {})[each.tokens] = seconds / each.work
+    return tuple(AttentionTime(int(bits), by[min(by)], by[max(by)]) for bits, by in found.items())
+
+
+def _overheads(log: _Log, probe: RuntimeProbe) -> tuple[float, float, float]:
+    """Seconds that a layer, a class of heads and a step take however small they are: differences of small decoders."""
+    one = log.took("step overhead", probe.decoder(1, 1), OVERHEAD_S)
+    deep = log.took("layer overhead", probe.decoder(1 + DEEP_LAYERS, 1), OVERHEAD_S)
+    parted = log.took("attention overhead", probe.decoder(1 + DEEP_LAYERS, 2), OVERHEAD_S)
+    each_class = max(parted - deep, 0.0) / (1 + DEEP_LAYERS)
+    each_layer = max(deep - one, 0.0) / DEEP_LAYERS
+    return max(each_layer - each_class, 0.0), each_class, max(one - each_layer, 0.0)
 
 
 # --- what the system says -----------------------------------------------------------------------

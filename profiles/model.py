@@ -20,11 +20,14 @@ from transformers import PreTrainedModel
 
 from planner.executor import Executor, KvStatics, Progress
 from planner.profile import KvPrices, ModelProfile, WeightPrices
-from planner.space import KvFormat, KvSite, WeightFormat
+from planner.space import FLOAT16, KvFormat, KvSite, WeightFormat
 from planner.spec import LayerSpec, ModelSpec, TensorSpec
 from profiles import fisher
 from profiles.parts import Parts
 from profiles.weights import CheckpointWeights
+
+RECODED_INPUTS = 64
+"""Inputs of a row with which it is asked whether a format rounds them: any whole number of blocks would do."""
 
 WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Windows of coded tokens that are priced, as far as they are shorter than the context."""
@@ -88,11 +91,15 @@ class Profiler:
 
     @property
     def kv_formats(self) -> tuple[KvFormat, ...]:
-        return tuple(f for f in self.executor.capabilities.kv_formats if f.bits != 32)
+        """Every code the runtime has, after the floats that stand for none."""
+        return FLOAT16, *(f for f in self.executor.capabilities.kv_formats if f.scheme != "float")
 
     @property
     def weight_formats(self) -> tuple[WeightFormat, ...]:
-        return tuple(f for f in self.executor.capabilities.weight_formats if f != WeightFormat(32))
+        """Every format that changes something: what rounds a matrix, and what rounds the inputs of its products."""
+        can = self.executor.capabilities
+        kept = dict.fromkeys(filter(None, map(can.as_source, self.spec.tensors))) if can.native == "exact" else ()
+        return tuple(f for f in (*can.weight_formats, *kept) if f != WeightFormat(32))
 
     @property
     def contexts(self) -> tuple[int, ...]:
@@ -138,13 +145,13 @@ class Profiler:
     def _statics(self) -> dict[KvSite, KvStatics]:
         part = self.parts.get("statics", self._measure_statics)
         return {
-            site: KvStatics(part["k_mean"][i], part["k_scale"][i], part["v_scale"][i])
+            site: KvStatics(*(part[name][i] for name in ("k_mean", "k_scale", "v_scale", "k_peak", "v_peak")))
             for i, site in enumerate(self.spec.kv_sites)
         }
 
     @torch.no_grad()
     def _measure_statics(self) -> dict[str, NDArray[np.float32]]:
-        """Mean of the keys and balancing factors by channel, over all calibration documents.
+        """Mean of the keys, balancing factors and peaks by channel, over all calibration documents.
 
         A rotated code spreads its error evenly, so a channel is scaled up as the queries weigh it (root mean square
         q) and down as the keys spend range on it (standard deviation k): the error of q.k is least at
@@ -152,6 +159,7 @@ class Profiler:
         """
         sums: dict[str, list[list[Tensor]]] = {name: [[] for _ in self.spec.kv_sites] for name in ("q", "k", "v")}
         documents = self.calibration.documents
+        peaks: dict[str, list[list[Tensor]]] = {name: [[] for _ in self.spec.kv_sites] for name in ("k", "v")}
         for number, document in enumerate(documents):
             self.progress("static factors", number, len(documents))
             capture, _ = fisher.forward(self.model, document, 1)
@@ -163,8 +171,13 @@ class Profiler:
                     ("v", capture.v[site.layer][site.kv_head, self.calibration.sinks :]),
                 ):
                     sums[name][i].append(torch.stack([torch.ones(x.shape[1]) * len(x), x.sum(0), x.square().sum(0)]))
+                peaks["k"][i].append(capture.k[site.layer][site.kv_head].abs().amax(0))
+                peaks["v"][i].append(capture.v[site.layer][site.kv_head].abs().amax(0))
         self.progress("static factors", len(documents), len(documents))
-        out: dict[str, list[NDArray[np.float32]]] = {"k_mean": [], "k_scale": [], "v_scale": []}
+        out: dict[str, list[NDArray[np.float32]]] = {
+            f"{part}_peak": [torch.stack(found).amax(0).numpy() for found in peaks[part]] for part in ("k", "v")
+        }
+        out |= {"k_mean": [], "k_scale": [], "v_scale": []}
         for i in range(len(self.spec.kv_sites)):
             (nq, _, q2), (nk, k1, k2), (nv, v1, v2) = (torch.stack(sums[x][i]).double().sum(0) for x in "qkv")
             k_std = (k2 / nk - (k1 / nk) ** 2).clamp_min(0).sqrt()
@@ -227,7 +240,8 @@ class Profiler:
             found = []
             for form in self.kv_formats:
                 back = torch.from_numpy(self.executor.recode_kv(part, form, x.numpy(), statics)).clone()
-                back[:sinks] = x[:sinks].half().float()
+                if form.scheme != "static":  # there protected tokens are coded like all others
+                    back[:sinks] = x[:sinks].half().float()
                 found.append(back)
             return tuple(found)
 
@@ -258,22 +272,56 @@ class Profiler:
             parameter.requires_grad_(True)
         scored, draws = len(document) // 2, self.calibration.draws_for(len(document))
         try:
-            _, logits = fisher.forward(self.model, document, scored)
+            with fisher.watched(self.model, self._linears(), self._inputs_read) as seen:
+                _, logits = fisher.forward(self.model, document, scored)
+            inputs = {
+                i: (seen.outputs[tensor.name], seen.changes[tensor.name])
+                for i, tensor in enumerate(self.spec.tensors)
+                if tensor.name in seen.outputs
+            }
             rows = []
             for draw, scalar in enumerate(fisher.draws(logits, draws, self.calibration.seed - number)):
-                products = fisher.weight_products(scalar, parameters, changes.__getitem__)
+                products = fisher.weight_products(scalar, parameters, changes.__getitem__, inputs)
                 rows.append((products.square() / (2 * scored)).numpy())
                 self.progress("weight prices", draw + 1, draws)
         finally:
             self.model.requires_grad_(False)
         return {"squares": np.stack(rows)}
 
+    def _linears(self) -> dict[str, torch.nn.Module]:
+        """The linear layers whose inputs some format rounds, by the name of their matrix; a tied head is the
+        embedding's."""
+        if all(read is None for read in self._inputs_read(torch.zeros(1, RECODED_INPUTS))):
+            return {}
+        decided = {tensor.name for tensor in self.spec.tensors}
+        found: dict[str, torch.nn.Module] = {
+            name: module
+            for path, module in self.model.named_modules()
+            if isinstance(module, torch.nn.Linear) and (name := f"{path}.weight") in decided
+        }
+        head = self.model.get_output_embeddings()
+        embedding = self.model.get_input_embeddings()
+        if head is not None and head.weight is embedding.weight:
+            name = next(n for n, p in self.model.named_parameters() if p is head.weight)
+            found[name] = head
+        return found
+
+    def _inputs_read(self, x: Tensor) -> list[Tensor | None]:
+        """Inputs [tokens, inputs] of a product as each format reads them, None where as they are."""
+        values = x.numpy()
+        read = [self.executor.recode_input(form, values) for form in self.weight_formats]
+        return [None if each is None else torch.from_numpy(each) for each in read]
+
     def _weight_changes(self, tensor: TensorSpec, parameter: Tensor) -> list[Tensor | None]:
         """What each format changes in a matrix, in the parameter's own layout, as float16; None where it cannot."""
         changes: list[Tensor | None] = []
         dense = torch.from_numpy(self.weights.dense(tensor.name))
         for form in self.weight_formats:
-            if form.scheme == "grouped" and tensor.cols % form.group:
+            if form.as_source:
+                fits = form == self.executor.capabilities.as_source(tensor)
+                changes.append(torch.empty(0) if fits else None)
+                continue
+            if form.group and tensor.cols % form.group:
                 changes.append(None)
                 continue
             change = torch.from_numpy(self.executor.recode_weight(tensor.name, form)) - dense

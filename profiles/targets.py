@@ -15,8 +15,7 @@ from typing import Literal
 from planner.errors import InputError
 from planner.files import read_text
 from planner.hardware import HardwareProfile, MemoryTier
-from planner.plan import sha256
-from planner.serde import build, dump, schema
+from planner.serde import build, schema
 from planner.yaml_text import parse
 
 DIRECTORY = Path(__file__).parent / "targets"
@@ -114,11 +113,6 @@ def hardware_profile_from_yaml(path: Path) -> HardwareProfile:
     if isinstance(data, dict) and data.get("schema") == schema(HardwareProfile):
         return build(data, HardwareProfile, str(path))
     return _profile(build(data, Target, str(path)), path)
-
-
-def target_sha256(profile: HardwareProfile) -> str:
-    """The identity of a target: of its figures and sources, however its file is laid out."""
-    return sha256(dump(profile))
 
 
 def _profile(document: Target, path: Path) -> HardwareProfile:

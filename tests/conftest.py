@@ -24,6 +24,9 @@ _DECODER = {
     "max_position_embeddings": 2048,
     "initializer_range": 0.15,  # wide enough that attention is not flat
 }
+_ROPE: dict[str, object] = {"rope_type": "default", "rope_theta": 10000.0}
+_THREE: dict[str, object] = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3}
+_SIX: dict[str, object] = {**_THREE, "num_key_value_heads": 6}
 _CONFIGS: dict[str, dict[str, object]] = {
     "llama": {**_DECODER, "num_hidden_layers": 3, "tie_word_embeddings": True},
     "qwen3": {**_DECODER, "num_hidden_layers": 2, "head_dim": 32},
@@ -44,6 +47,68 @@ _CONFIGS: dict[str, dict[str, object]] = {
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
         "sliding_window": None,
+    },
+    "qwen2": {**_DECODER, "num_hidden_layers": 2},
+    "phi": {
+        **_DECODER,
+        "num_hidden_layers": 2,
+        "hidden_size": 128,
+        "num_key_value_heads": 4,
+        "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5},
+    },
+    "phi-8": {**_DECODER, "num_hidden_layers": 1, "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5}},
+    "phi3": {**_DECODER, "num_hidden_layers": 2, "rope_parameters": {**_ROPE, "partial_rotary_factor": 1.0}},
+    # More of the families above: KV heads enough for two classes that lie across one another, rotary embeddings of
+    # other kinds, heads that are no multiple of a block of weights.
+    "llama-three": {**_DECODER, **_THREE, "num_hidden_layers": 2, "head_dim": 32},
+    "llama-16": {**_DECODER, **_SIX, "num_hidden_layers": 2, "head_dim": 16},
+    "llama-48": {**_DECODER, **_SIX, "num_hidden_layers": 2, "head_dim": 48},
+    "llama-80": {**_DECODER, **_SIX, "num_hidden_layers": 2, "head_dim": 80},
+    "llama-24": {**_DECODER, **_THREE, "num_hidden_layers": 1, "head_dim": 24},
+    "llama-llama3": {
+        **_DECODER,
+        "num_hidden_layers": 2,
+        "rope_parameters": {
+            **_ROPE,
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "llama-yarn": {
+        **_DECODER,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 256,
+        "rope_parameters": {**_ROPE, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    },
+    "llama-linear": {
+        **_DECODER,
+        "num_hidden_layers": 2,
+        "rope_parameters": {**_ROPE, "rope_type": "linear", "factor": 3.0},
+    },
+    "gemma3_text-capped": {
+        **_DECODER,
+        "num_hidden_layers": 2,
+        "head_dim": 32,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "final_logit_softcapping": 3.0,
+    },
+    "llama-dynamic": {
+        **_DECODER,
+        "num_hidden_layers": 1,
+        "rope_parameters": {**_ROPE, "rope_type": "dynamic", "factor": 2.0},
+    },
+    "gemma3_text-three": {
+        **_DECODER,
+        **_THREE,
+        "num_hidden_layers": 4,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
 }
 
@@ -76,18 +141,24 @@ def _tokenizer() -> "PreTrainedTokenizerFast":
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of a tiny seeded random model of a family, written once per session."""
+    """The directory of a tiny seeded random model of a family, written once per session.
+
+    A name may have more behind its family: `llama-yarn`.
+    """
 
     @cache
-    def write(family: str) -> Path:
+    def write(name: str) -> Path:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        path = tmp_path_factory.mktemp("tiny") / family
-        config = AutoConfig.for_model(family, **_CONFIGS[family])
+        path = tmp_path_factory.mktemp("tiny") / name
+        config = AutoConfig.for_model(name.partition("-")[0], **_CONFIGS[name])
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config)
+            for parameter in model.parameters():
+                if parameter.ndim == 1:  # norms begin as ones and biases as zeros, which would hide a wrong one
+                    parameter.data += torch.randn_like(parameter) * 0.2
         model.to(torch.float32).save_pretrained(path)
         _tokenizer().save_pretrained(path)
         return path

@@ -229,7 +229,7 @@ def test_every_file_of_an_artefact_is_guarded(harm: Callable[[Path], None], comp
             refused(told, 1, str(out))
 
 
-@pytest.mark.parametrize("word", ['"transformers"', '"runtime_version": "', '"planner_version": "', "planner/manifest"])
+@pytest.mark.parametrize("word", ['"onnxruntime"', '"runtime_version": "', '"planner_version": "', "planner/manifest"])
 def test_every_word_of_a_manifest_is_guarded(word: str, compiled: Compiled, tmp_path: Path) -> None:
     out = Path(copytree(compiled[1], tmp_path / "out"))
     text = (out / MANIFEST).read_text()
@@ -281,7 +281,8 @@ def test_a_run_killed_half_way_loses_nothing(
         assert told.startswith("Error: stopped")
     assert files(out) == before
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["out"]
-    assert list(scratch.iterdir()) == []
+    # ONNX Runtime leaves the name of its telemetry session, which is switched off, as soon as it is imported.
+    assert {path.name for path in scratch.iterdir()} <= {".ses"}
     kept = {p: p.stat().st_mtime_ns for p in cache.rglob("*.safetensors")}
     assert kept
 

@@ -80,7 +80,7 @@ def test_the_manifest_lists_every_file_with_its_digest(compiled: tuple[Path, Pat
     manifest = json.loads((out / MANIFEST).read_text())
     found = {str(p.relative_to(out)): p for p in out.rglob("*") if p.is_file() and p.name != MANIFEST}
     assert manifest["files"] == {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in found.items()}
-    assert {PLAN, REPORT, "runner.py", "weights.safetensors", "tokenizer.json"} <= set(found)
+    assert {PLAN, REPORT, "runner.py", "model.onnx", "model.onnx.data", "tokenizer.json"} <= set(found)
 
 
 def test_the_shipped_plan_keeps_its_limit_and_says_what_was_proved(compiled: tuple[Path, Path, Result]) -> None:
@@ -235,6 +235,7 @@ def test_a_limit_that_only_lossy_options_would_keep_says_why_they_are_missing(ti
     told = planner("compile", path, "--target", "a100", "-o", tmp_path / "out")
     assert (told.exit_code, told.stderr.count("\n")) == (3, 1)
     assert "kv_share" in told.stderr and "without weights" in told.stderr
+    assert told.stderr.count("not offered") == 1
 
 
 # --- retreat ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SIBLINGS = ("passes", "backends", "profiles")
 DRIVER = ("planner.compile", "planner.api", "planner.cli", "planner.__main__")
 RUNNERS = tuple(sorted((ROOT / "backends").glob("*/runner.py")))
-IN_ARTEFACTS = {"torch", "numpy", "transformers", "tokenizers", "safetensors", *sys.stdlib_module_names}
+IN_ARTEFACTS = {"torch", "numpy", "onnxruntime", "transformers", "tokenizers", "safetensors", *sys.stdlib_module_names}
 IN_HELP = {"click", *sys.stdlib_module_names}
 
 

@@ -151,6 +151,10 @@ class TransformersExecutor:
         read: NDArray[np.float32] = (back + half[0][0, 0] if form.scheme == "rotated" else back).numpy()
         return read
 
+    def recode_input(self, form: WeightFormat, values: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """None: the products take their inputs as they are."""
+        return None
+
     def recode_weight(self, name: str, form: WeightFormat) -> NDArray[np.float32]:
         """A matrix [rows, cols] as it reads back from a format."""
         matrix = torch.from_numpy(self.weights.dense(name)).float()

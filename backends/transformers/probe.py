@@ -4,34 +4,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from backends.transformers.grouped import quantise
-from backends.transformers.runner import ClassCache, Code, HeadClass, Layout, Packed, PlannedModel, pack
+from backends.transformers.runner import ClassEntry, Code, Packed, PlannedModel, pack
+from planner.executor import Probed
 
 ROWS, COLS, GROUP = 1536, 576, 32
 HEADS, TOKENS, HEAD_DIM = 3, 2048, 64
 
 
-def no_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object
-) -> tuple[Tensor, None]:
-    """Stands in for attention where only what surrounds it is timed."""
-    return query.transpose(1, 2), None
-
-
-AttentionInterface.register("none", no_attention)
-
-
-def tiny(layers: int, attention: str) -> LlamaForCausalLM:
+def tiny(layers: int) -> LlamaForCausalLM:
     """A Llama so small that a call costs what calling costs."""
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=layers,
+        hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=layers,
         vocab_size=32, pad_token_id=0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation("planned")
     model.requires_grad_(False)
     model.train(False)
     return model
@@ -73,26 +64,23 @@ class RunnerProbe:
     def _code(bits: int) -> Code:
         return Code(bits, HEAD_DIM, torch.zeros(HEADS, 1, HEAD_DIM), torch.ones(HEADS, 1, HEAD_DIM))
 
-    def layer_overhead(self) -> Callable[[], object]:
-        model = tiny(1, "none")
-        hidden, positions = torch.zeros(1, 1, 32), torch.zeros(1, 1, dtype=torch.long)
-        rotary = model.model.rotary_emb(hidden, positions)
-        return lambda: model.model.layers[0](hidden, position_embeddings=rotary, attention_mask=None)
+    def products(self) -> tuple[Probed, ...]:
+        return ()
 
-    def kernel_overhead(self) -> Callable[[], object]:
-        code = self._code(4)
-        kind = HeadClass((0, 1, 2), 4, 4, sinks=4, alpha=16, beta=0.0, reach=None)
-        cache = ClassCache(kind, code, code, batch=1, context_tokens=64)
-        q, k = torch.zeros(1, HEADS, 3, 1, HEAD_DIM), torch.zeros(1, HEADS, 1, HEAD_DIM)
-        layout = Layout(cache.sinks, cache.slots, torch.tensor([30]), torch.ones(1, 1, dtype=torch.bool))
-        return lambda: cache.attend(q, k, k, layout, 0.125)
+    def attention(self) -> tuple[Probed, ...]:
+        return ()
 
-    def step_overhead(self) -> Callable[[], object]:
-        model = PlannedModel(tiny(0, "planned"), {"head_dim": [], "layers": []}, {})
+    def decoder(self, layers: int, classes: int) -> Callable[[], object]:
+        each: list[ClassEntry] = [
+            {"heads": heads, "k_bits": 4, "v_bits": 4, "sinks": 4, "alpha": 16 + i, "beta": 0.0, "reach": None}
+            for i, heads in enumerate([[0, 1]] if classes == 1 else [[0], [1]])
+        ]
+        model = PlannedModel(tiny(layers), {"head_dim": [16] * layers, "layers": [each] * layers}, {})
+        cache = model.cache(1, 2048)
         token = torch.zeros(1, 1, dtype=torch.long)
 
         def step() -> Tensor:
-            cache = model.cache(1, 2)
+            cache.seen.fill_(30)  # the cache never runs full, however often it is called
             return model.logits(model.step(cache, token)[:, -1]).argmax(-1)
 
         return step

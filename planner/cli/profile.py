@@ -20,14 +20,10 @@ def command() -> None:
 @command.command("model")
 @click.argument("model", type=PATH, metavar="MODEL.yaml")
 @click.option(
-    "--target",
-    default="local",
-    show_default=True,
-    metavar="NAME|FILE.yaml",
-    help="Hardware to plan for; prices do not depend on it.",
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of measuring, as for compile."
 )
 @json_option
-def model_command(model: Path, target: str, as_json: bool) -> None:
+def model_command(model: Path, seed: int, as_json: bool) -> None:
     """Price every option of every site of a model, in nats per token; kept by content, resumed after a kill.
 
     \b
@@ -41,7 +37,7 @@ def model_command(model: Path, target: str, as_json: bool) -> None:
     from planner.progress import ProgressLine
 
     with ProgressLine() as progress:
-        result = api.profile_model(request, target, progress)
+        result = api.profile_model(request, progress, seed)
     show(result, as_json)
 
 

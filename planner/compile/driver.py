@@ -14,14 +14,13 @@ from planner.compile.emit import emit
 from planner.compile.prepare import prepare
 from planner.compile.priced import baseline, planned, priced
 from planner.compile.retreat import Shipped, shipped
+from planner.compile.runtimes import runtime
 from planner.compile.search import pipeline, search, snapshots
-from planner.errors import Infeasible, InputError
+from planner.errors import Infeasible
 from planner.executor import Progress
-from planner.mismatch import did_you_mean
 from planner.report import CompileReport, Row
 from planner.request import Request
 
-BACKENDS = ("transformers",)
 UNIFORMS_MEASURED = 3
 NO_LOSS = "without weights no loss can be measured, so windows and fewer bits are not offered"
 
@@ -38,18 +37,19 @@ def compile_request(
     progress: Progress,
 ) -> CompileReport:
     """Plan a request for a target, prove the plan by running it here, and write the artefact."""
-    if backend is not None and backend not in BACKENDS:
-        raise InputError(f"--backend: unknown runtime {backend!r}{did_you_mean(backend, BACKENDS)}")
+    if backend is not None:
+        runtime(backend)
     artefact.writable(out)
     steps, snapshot = pipeline(passes), snapshots(dump_to, out)
-    prepared = prepare(request, target, seed, progress)
+    prepared = prepare(request, target, seed, progress, backend)
     try:
         found = search(steps, prepared.context, snapshot)
     except Infeasible as error:
         if prepared.context.loss is not None:
             raise
-        raise Infeasible(f"{error}; {NO_LOSS}") from error
-    plan, dense, notes = planned(prepared, steps, found), baseline(prepared), prepared.checkpoint.notes
+        raise Infeasible(f"{error}; {NO_LOSS}; name a source that has them") from error
+    plan, dense = planned(prepared, steps, found), baseline(prepared)
+    notes = (*prepared.checkpoint.notes, *prepared.notes)
     asked = prepared.exam
     if asked is None:
         rows: tuple[Row, ...] = (Row("dense", dense), Row("planned", plan))

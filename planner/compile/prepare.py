@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.compile.exam import exam, read
+from planner.compile.runtimes import choose, runtime
 from planner.errors import InputError
-from planner.executor import Progress
+from planner.executor import Executor, Progress
 from planner.files import write_text
 from planner.hardware import HardwareProfile
 from planner.loss import LossModel, fit
@@ -21,7 +22,6 @@ from planner.serde import dump, load_file
 from planner.verify import Exam
 
 if TYPE_CHECKING:
-    from backends.transformers.executor import TransformersExecutor
     from profiles.sources.checkpoint import Checkpoint
     from profiles.weights import CheckpointWeights
 
@@ -59,16 +59,16 @@ class Prepared:
     request: Request
     checkpoint: "Checkpoint"
     weights: "CheckpointWeights"
-    executor: "TransformersExecutor"
+    executor: Executor
     profile: ModelProfile | None
     exam: Exam | None
     context: PassContext
     local: bool
+    notes: tuple[str, ...] = ()
 
 
-def prepare(request: Request, target: str, seed: int, progress: Progress) -> Prepared:
+def prepare(request: Request, target: str, seed: int, progress: Progress, backend: str | None = None) -> Prepared:
     """Open the source, know the target, and price the model unless its profile is kept already."""
-    from backends.transformers.executor import TransformersExecutor
     from profiles.sources.open import open_source
     from profiles.weights import CheckpointWeights
 
@@ -80,8 +80,10 @@ def prepare(request: Request, target: str, seed: int, progress: Progress) -> Pre
         )
     weights = CheckpointWeights(checkpoint)
     asked = questions(request, weights, seed) if checkpoint.spec.has_weights else None
-    machine = hardware(target, progress)
-    executor = TransformersExecutor(weights, checkpoint.spec)
+    named = None if target == "local" else known_target(target)
+    name, notes = choose(backend, "local" if named is None else named, checkpoint.config)
+    machine = measured_here(name, progress) if named is None else named
+    executor = runtime(name).executor(weights, checkpoint.spec)
     profile = (
         model_profile(request, checkpoint, weights, executor, seed, progress) if checkpoint.spec.has_weights else None
     )
@@ -93,24 +95,27 @@ def prepare(request: Request, target: str, seed: int, progress: Progress) -> Pre
     if profile is None:  # shapes only: nothing runs, so nothing that a runtime lacks need be left out
         capabilities = replace(capabilities, runtime="none", offloads=True, executes_here=False)
     context = PassContext(checkpoint.spec, request.workload, request.goal, machine, capabilities, loss, seed)
-    return Prepared(request, checkpoint, weights, executor, profile, asked, context, target == "local")
+    return Prepared(request, checkpoint, weights, executor, profile, asked, context, target == "local", notes)
 
 
-def hardware(target: str, progress: Progress) -> HardwareProfile:
-    """The profile of a target: this machine measured (once a day), or a data sheet."""
-    if target != "local":
-        from profiles.targets import target as known
+def known_target(target: str) -> HardwareProfile:
+    """The profile of a target that is not measured here: a data sheet, or a file."""
+    from profiles.targets import target as known
 
-        return known(target)
-    from backends.transformers.probe import RunnerProbe
+    return known(target)
+
+
+def measured_here(name: str, progress: Progress, again: bool = False) -> HardwareProfile:
+    """This machine as a runtime uses it; measured once a day, or `again`."""
     from profiles.hardware import measure
 
-    kept = cache_directory() / "hardware-local.yaml"
-    if kept.is_file():
+    probe = runtime(name).probe()
+    kept = cache_directory() / f"hardware-local-{name}.yaml"
+    if kept.is_file() and not again:
         found = load_file(kept, HardwareProfile)
-        if found.date == date.today().isoformat():
+        if found.date == date.today().isoformat() and probe.name in " ".join(found.sources):
             return found
-    measured = measure(kept.parent, progress, RunnerProbe())
+    measured = measure(kept.parent, progress, probe)
     write_text(dump(measured), kept)
     return measured
 
@@ -119,7 +124,7 @@ def model_profile(
     request: Request,
     checkpoint: "Checkpoint",
     weights: "CheckpointWeights",
-    executor: "TransformersExecutor",
+    executor: Executor,
     seed: int,
     progress: Progress,
 ) -> ModelProfile:

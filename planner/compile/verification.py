@@ -3,11 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from backends.transformers.executor import CAPABILITIES, load
 from planner import artefact
 from planner.compile.contest import row
 from planner.compile.exam import exam
-from planner.compile.standalone import dense_of
+from planner.compile.runtimes import Runtime, runtime
 from planner.errors import InputError
 from planner.executor import Progress
 from planner.plan import Plan
@@ -23,9 +22,10 @@ def verify_artefact(directory: Path, asked: Verification, progress: Progress) ->
     The dense model is the artefact's own weights with a full cache; where they are stored in fewer bits than the
     source has, the loss is that of the cache alone.
     """
-    plan, session = runnable(directory), load(directory)
+    plan, ran_by = runnable(directory)
+    session = ran_by.load(directory)
     questions = exam(tokenizer(directory), plan.workload, asked.text, asked.documents)
-    reference = dense_of(session)
+    reference = ran_by.uncompressed(directory)
     with Examiner(questions, progress) as examiner:
         dense = examiner.take_dense(reference)
         planned = examiner.take("artefact", session)
@@ -42,16 +42,18 @@ def verify_artefact(directory: Path, asked: Verification, progress: Progress) ->
     )
 
 
-def runnable(directory: Path) -> Plan:
-    """The plan of an artefact that this machine's runtime can carry out."""
+def runnable(directory: Path) -> tuple[Plan, Runtime]:
+    """The plan of an artefact, and the runtime here that can carry it out."""
     plan, found = artefact.read_plan(directory), artefact.manifest(directory)
     if found.runtime == "none":
         raise InputError(
             f"{directory}: was planned without weights, so there is nothing to run; compile a model that has"
         )
-    if (found.runtime, found.runtime_version) != (CAPABILITIES.runtime, CAPABILITIES.version):
+    ran_by = runtime(found.runtime, f"{directory / artefact.MANIFEST}: runtime")
+    here = ran_by.capabilities
+    if found.runtime_version != here.version:
         raise InputError(
             f"{directory}: is for {found.runtime} {found.runtime_version}, and this planner runs"
-            f" {CAPABILITIES.runtime} {CAPABILITIES.version}; compile again"
+            f" {here.runtime} {here.version}; compile again"
         )
-    return plan
+    return plan, ran_by

@@ -12,7 +12,7 @@ from profiles.sources.checkpoint import Checkpoint
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "gpt2", "mixtral", "phi3")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "gpt2", "mixtral", "phi", "phi3")
 MOST_BYTES = 16 << 20
 MOST_LAYERS = 2048
 MOST_EXTENT = 1 << 24  # of any one dimension: eight times the largest vocabulary there is

@@ -70,7 +70,7 @@ class Oracle:
         choice, layer = dict(self.plan.kv)[site], self.spec.layers[site.layer]
         sinks, window = slots(choice, layer, self.context_tokens)
         zero, one = np.zeros(layer.head_dim, np.float32), np.ones(layer.head_dim, np.float32)
-        static = self.statics.get(site, KvStatics(zero, one, one))
+        static = self.statics.get(site, KvStatics(zero, one, one, one, one))
         keys = recoded(head_code(choice.k, layer.head_dim, static.k_mean, static.k_scale), k[None])[0]
         values = recoded(head_code(choice.v, layer.head_dim, zero, static.v_scale), v[None])[0]
         keys[:sinks], values[:sinks] = as_float(choice.k, k[:sinks]), as_float(choice.v, v[:sinks])
@@ -145,7 +145,7 @@ def subject(path: Path) -> Subject:
 
     def factors(dim: int) -> KvStatics:
         mean, k_log, v_log = chance.normal(0, 0.3, (3, dim)).astype(np.float32)
-        return KvStatics(mean, np.exp(k_log), np.exp(v_log))
+        return KvStatics(mean, np.exp(k_log), np.exp(v_log), 4 * np.exp(k_log), 4 * np.exp(v_log))
 
     statics = {site: factors(checkpoint.spec.layers[site.layer].head_dim) for site in checkpoint.spec.kv_sites}
     executor = TransformersExecutor(weights, checkpoint.spec, statics)

@@ -7,16 +7,18 @@ import pytest
 
 from passes.assign import assign
 from passes.kv_bits import KvBits
-from passes.pipeline import widening
 from passes.single_methods import METHODS, Method, single_method
 from passes.uniform_kv import UniformKv
 from passes.uniform_settings import uniform_settings
 from passes.weight_bits import WeightBits
+from planner.compile.search import pipeline
 from planner.goal import Limits
 from planner.pipeline import PassContext, dense, run
 from planner.space import FLOAT16, Full, KvChoice, KvSite, Space, WeightChoice, WeightFormat, WeightSite, Window
 
 Make = Callable[..., PassContext]
+
+WIDENING = pipeline(None).widening
 
 
 def loss(plan: Space, ctx: PassContext) -> float:
@@ -72,7 +74,7 @@ def test_layers_with_a_shorter_window_of_their_own_keep_it(context: Make) -> Non
 
 def test_nothing_uniform_fits(context: Make) -> None:
     ctx = context(Limits(kv_bytes=1000))
-    space, _ = run(widening(), dense(ctx), ctx)
+    space, _ = run(WIDENING, dense(ctx), ctx)
     assert uniform_settings(space, ctx) == ()
     assert all(single_method(method, space, dense(ctx), ctx) is None for method in METHODS)
 
@@ -80,7 +82,7 @@ def test_nothing_uniform_fits(context: Make) -> None:
 @pytest.mark.parametrize("share", [0.3, 0.15])
 def test_the_joint_plan_beats_every_single_method(context: Make, share: float) -> None:
     ctx = context(Limits(kv_share=share))
-    space, _ = run(widening(), dense(ctx), ctx)
+    space, _ = run(WIDENING, dense(ctx), ctx)
     base = dense(ctx)
     plan, _ = assign(space, ctx)
     reached = [found for method in METHODS if (found := single_method(method, space, base, ctx)) is not None]
@@ -98,7 +100,7 @@ def test_the_joint_plan_beats_every_single_method(context: Make, share: float) -
 def test_a_number_is_turned_as_far_as_the_limit_allows(context: Make, method: Method) -> None:
     """Within a step of the limit in bytes: one token of every head, or a page of a layer."""
     ctx = context(Limits(kv_share=0.2))
-    space, _ = run(widening(), dense(ctx), ctx)
+    space, _ = run(WIDENING, dense(ctx), ctx)
     plan = single_method(method, space, dense(ctx), ctx)
     assert plan is not None
     table = ctx.price(plan)
@@ -111,7 +113,7 @@ def test_a_number_is_turned_as_far_as_the_limit_allows(context: Make, method: Me
 
 def test_the_least_window_that_a_loss_allows(context: Make) -> None:
     ctx = context(Limits(loss_nats=0.3), "kv_bytes")
-    space, _ = run(widening(), dense(ctx), ctx)
+    space, _ = run(WIDENING, dense(ctx), ctx)
     plan = single_method("uniform-window", space, dense(ctx), ctx)
     assert plan is not None and keeps(plan, ctx)
     (span,) = {choice.span for choice in kv(plan)}
@@ -141,7 +143,7 @@ def test_uniform_bits_is_the_best_pair(context: Make) -> None:
 
 def test_methods_by_head_use_one_family(context: Make) -> None:
     ctx = context(Limits(kv_share=0.3))
-    space, _ = run(widening(), dense(ctx), ctx)
+    space, _ = run(WIDENING, dense(ctx), ctx)
     windows = single_method("head-windows", space, dense(ctx), ctx)
     bits = single_method("head-bits", space, dense(ctx), ctx)
     assert windows is not None and bits is not None

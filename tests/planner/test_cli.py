@@ -84,6 +84,8 @@ def test_the_example_of_every_help_is_a_command_that_parses() -> None:
         (("compil",), 2, "Usage: main"),
         (("run", "out"), 2, "Usage: main run"),
         (("verify", "out", "--documents", "0"), 2, "Usage: main verify"),
+        (("profile", "model", "model.yaml", "--seed", "-1"), 2, "Usage: main profile model"),
+        (("profile", "model", "model.yaml", "--target", "a100"), 2, "Usage: main profile model"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_its_exit_code_and_nothing_on_stdout(args: tuple[str, ...], code: int, message: str) -> None:

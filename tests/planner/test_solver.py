@@ -320,6 +320,28 @@ def test_a_window_for_all_sites_is_chosen_as_well_as_by_trying_each() -> None:
     assert value(replace(problem, at_most=(*problem.at_most, same))) == pytest.approx(min(each))
 
 
+def test_two_of_many_classes_are_chosen_as_well_as_by_trying_every_pair() -> None:
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        heads, classes = 3, 130
+        size = rng.integers(1, 200, classes).astype(float)
+        loss = np.round(rng.uniform(1, 50, (heads, 1)) * size**-0.5 + rng.uniform(0, 2, (heads, classes)), 1)
+        usage = np.stack([loss.reshape(-1), np.tile(size, heads)], axis=1)
+        relation = AtMost((0, 1, 2), (tuple(range(classes)),) * heads, 2)
+        limits = np.array([np.inf, 150.0])
+        problem = Problem((classes,) * heads, ("loss", "bytes"), usage, np.zeros(2), limits, (0,), (relation,))
+        reduced = reduce(problem)
+        assert reduced is not None and len(reduced[0].usage) < len(usage)
+        first, second = np.triu_indices(classes)
+        expected = math.inf
+        for takes in product((first, second), repeat=heads):
+            total = sum(loss[head, own] for head, own in enumerate(takes))
+            fits = sum(size[own] for own in takes) <= 150
+            expected = min(expected, float(total[fits].min()))
+        solution = checked(problem, solve(problem, gap=0.0))
+        assert solution.objective == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_same_problem_gives_the_same_solution() -> None:
     assert solve(layered(2), gap=1e-4) == solve(layered(2), gap=1e-4)
 

@@ -82,7 +82,7 @@ def against_caches(model: Subject, profile: ModelProfile, asked: Calibration) ->
     pairs = []
     for i, site in enumerate(model.spec.kv_sites):
         for option in PRICED:
-            price = profile.kv.price(i, option, model.spec.layers[site.layer], profile.context_tokens)[-1]
+            price = profile.kv.prices(i, (option,), model.spec.layers[site.layer], profile.context_tokens)[0, -1]
             changed = {other: FULL32 for other in model.spec.kv_sites} | {site: option}
             found = model.executor.open(model.plan(changed.__getitem__)).score(document, first, 64)
             pairs.append((price, compare(dense, found, document[first + 1 :]).loss_nats))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from planner.errors import InputError
+from planner.executor import Probed
 from planner.hardware import HardwareProfile
 from profiles import flash, hardware
 from profiles.flash import Flash, NoFlash, file_system, measure_flash
@@ -30,14 +31,28 @@ class PackedBytes:
     def expand_kv(self, bits: int) -> tuple[int, Callable[[], object]] | None:
         return self.expand_weights(bits)
 
-    def layer_overhead(self) -> Callable[[], object]:
-        return lambda: torch.nn.functional.silu(self.hidden) * self.hidden
+    def products(self) -> tuple[Probed, ...]:
+        def product(tokens: int) -> Probed:
+            x, matrix = torch.randn(tokens, 512), torch.randn(512, 512)
+            return Probed("float32", tokens, matrix.numel(), lambda: lambda: x @ matrix)
 
-    def kernel_overhead(self) -> Callable[[], object]:
-        return lambda: torch.softmax(self.hidden @ self.hidden.T, -1)
+        return product(64), product(1)
 
-    def step_overhead(self) -> Callable[[], object]:
-        return lambda: self.hidden.argmax(-1)
+    def attention(self) -> tuple[Probed, ...]:
+        def attention(tokens: int) -> Probed:
+            q, k = torch.randn(tokens, 64), torch.randn(512, 64)
+            return Probed("32", tokens, tokens * k.numel(), lambda: lambda: torch.softmax(q @ k.T, -1) @ k)
+
+        return attention(1), attention(64)
+
+    def decoder(self, layers: int, classes: int) -> Callable[[], object]:
+        def step() -> torch.Tensor:
+            x = self.hidden
+            for _ in range(layers * classes):
+                x = torch.nn.functional.silu(x) * self.hidden
+            return x.argmax(-1)
+
+        return step
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +60,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[HardwareProfile,
     stages: list[tuple[str, int, int]] = []
     patch = pytest.MonkeyPatch()
     # The real thing, for less long: what is asserted here does not need steady figures.
-    for name in ("MEMORY_S", "MATMUL_S", "EXPAND_S", "OVERHEAD_S"):
+    for name in ("MEMORY_S", "MATMUL_S", "EXPAND_S", "OVERHEAD_S", "PRODUCT_S"):
         patch.setattr(hardware, name, 0.05)
     patch.setattr(flash, "PASS_S", 0.01)
     with patch.context():
@@ -72,6 +87,20 @@ def test_only_what_the_runtime_stores_is_measured(
     profile, _ = measured
     assert [bits for bits, _ in profile.expand_weights_per_s] == [8]
     assert profile.expand_weights_s(1e6, 4) == profile.expand_weights_s(1e6, 8) > profile.expand_weights_s(1e6, 32) == 0
+
+
+def test_kernels_measured_whole_have_their_points_in_order(
+    measured: tuple[HardwareProfile, list[tuple[str, int, int]]],
+) -> None:
+    profile, _ = measured
+    product, attention = profile.product_time("float32"), profile.attention_time(32)
+    assert product is not None and [tokens for tokens, _ in product.points] == [1, 64]
+    assert product.seconds(64) > product.seconds(32) > product.seconds(1) > 0
+    assert attention is not None and 0 < attention.prefill_s < 1e-3
+    with pytest.raises(InputError, match="product_times has no block4; it has float32; measure it again"):
+        profile.product_time("block4")
+    with pytest.raises(InputError, match="attention_times has none of 8 bits"):
+        profile.attention_time(8)
 
 
 def test_progress_only_goes_forward_and_ends(measured: tuple[HardwareProfile, list[tuple[str, int, int]]]) -> None:

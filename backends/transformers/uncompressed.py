@@ -1,11 +1,14 @@
 """An artefact's dense counterpart: its own weights under a cache that keeps everything."""
 
+from pathlib import Path
+
 from backends.transformers import runner
-from backends.transformers.executor import TransformersSession
+from backends.transformers.executor import TransformersSession, load
 
 
-def dense_of(session: TransformersSession) -> TransformersSession:
+def uncompressed(directory: Path) -> TransformersSession:
     """The artefact's weights, as stored, under a cache that keeps every token in float32."""
+    session = load(directory)
     dims = [layer[0][1].head_dim for layer in session.model.kinds]
     layers: list[list[runner.ClassEntry]] = [
         [

@@ -1,0 +1,194 @@
+"""The nodes of the runtime's graphs whose speed decides a plan's seconds on a CPU, for the hardware profile."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from backends.onnxruntime import codes, runner
+from backends.onnxruntime.families import family_of
+from backends.onnxruntime.graph import (
+    CACHE_TYPES,
+    IR_VERSION,
+    MICROSOFT,
+    OPSET,
+    Graph,
+    HeadClass,
+    LayerShape,
+    Matrix,
+    Parameters,
+    in_memory,
+)
+from planner.executor import Probed
+
+ROWS, COLS = 1536, 576
+BEYOND_CACHE_BYTES = 2**26
+"""Matrices together are at least so large, that they are read from memory, as those of a model are."""
+
+PRODUCT_TOKENS = (1, 8, 64, 256)
+PRODUCT_KINDS = ("float32", "block8", "block4", "block2", "exact4", "exact8")
+
+Q_HEADS, KV_HEADS, HEAD_DIM, SLOTS, CHUNK = 9, 3, 64, 2048, 256
+CACHES = 8
+
+
+class Noise(Parameters):
+    """Random numbers as a model's, every matrix of one kind."""
+
+    def __init__(self, kind: str, rows: int, cols: int) -> None:
+        self.kind, self.rows, self.cols = kind, rows, cols
+        self.random = np.random.default_rng(0)
+
+    def matrix(self, name: str) -> Matrix:
+        rows, cols = self.rows, self.cols
+        if self.kind == "float32":
+            return self.random.standard_normal((rows, cols), np.float32) * np.float32(0.02)
+        bits = int(self.kind[-1])
+        numbers = self.random.integers(0, 2**bits, (rows, cols), np.uint8)
+        scale = np.full((rows, cols // codes.BLOCK), 0.04 / 2**bits, np.float32)
+        return codes.Blocks(bits, numbers, scale, scale if self.kind.startswith("exact") else None)
+
+    def vector(self, name: str) -> NDArray[np.float32] | None:
+        return None if name.endswith(".bias") else np.ones(self.cols, np.float32)
+
+    def alike(self, names: object) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class GraphProbe:
+    """Calls of the nodes themselves, chained as a decoder chains them."""
+
+    name: str = f"onnxruntime {onnxruntime.__version__}, runner 1"
+
+    def expand_weights(self, bits: int) -> tuple[int, Callable[[], object]] | None:
+        return None
+
+    def expand_kv(self, bits: int) -> tuple[int, Callable[[], object]] | None:
+        return None
+
+    def products(self) -> tuple[Probed, ...]:
+        return tuple(self._product(kind, tokens) for kind in PRODUCT_KINDS for tokens in PRODUCT_TOKENS)
+
+    def attention(self) -> tuple[Probed, ...]:
+        return tuple(self._attention(bits, tokens) for bits in CACHE_TYPES for tokens in (1, CHUNK))
+
+    def _product(self, kind: str, tokens: int) -> Probed:
+        # As many matrices as the last cache does not hold; a few where arithmetic decides.
+        bits = 32 if kind == "float32" else int(kind[-1])
+        count = 4 if tokens > 8 else 2 * -(-BEYOND_CACHE_BYTES * 4 // (ROWS * COLS * bits))
+        return Probed(kind, tokens, count * ROWS * COLS, partial(self._multiplying, kind, tokens, count))
+
+    @staticmethod
+    def _multiplying(kind: str, tokens: int, count: int) -> Callable[[], object]:
+        """Products with so many matrices, one behind the other."""
+        graph = Graph(family_of(json.dumps(TINY)), (), (), Noise(kind, ROWS, COLS), "head")
+        last = "x"
+        for i in range(count):
+            graph.parameters = Noise(kind, *((ROWS, COLS) if i % 2 == 0 else (COLS, ROWS)))
+            last = graph.product(last, f"m{i}")
+        model = graph.alone({"x": (TensorProto.FLOAT, ["tokens", COLS])}, last)
+        session = in_memory(model, graph.constants)
+        x = np.random.default_rng(1).standard_normal((tokens, COLS), np.float32)
+        return lambda: session.run(None, {"x": x})
+
+    def _attention(self, bits: int, tokens: int) -> Probed:
+        work = CACHES * 2 * tokens * Q_HEADS * HEAD_DIM * SLOTS
+        return Probed(str(bits), tokens, work, partial(self._attending, bits, tokens))
+
+    @staticmethod
+    def _attending(bits: int, tokens: int) -> Callable[[], object]:
+        """A few layers' attention, each over a cache of its own that is full once the tokens are in."""
+        width = HEAD_DIM // 2 if bits == 4 else HEAD_DIM
+        make = helper.make_tensor_value_info
+        heads = (("q", Q_HEADS), ("k", KV_HEADS), ("v", KV_HEADS))
+        inputs = [make(name, TensorProto.FLOAT, ["b", "n", each * HEAD_DIM]) for name, each in heads]
+        inputs += [make("filled", TensorProto.INT32, ["b"]), make("slots", TensorProto.INT32, [])]
+        inputs.append(make("positions", TensorProto.INT64, ["b", "n"]))
+        turns = np.ones((SLOTS, HEAD_DIM // 2), np.float32)
+        constants = [helper.make_tensor(n, TensorProto.FLOAT, turns.shape, turns.ravel()) for n in ("cos", "sin")]
+        scales, options = ["", ""], dict[str, str | int]()
+        if bits != 32:
+            scales = ["scale", "scale"]
+            options = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": bits}
+            step = np.full((KV_HEADS, 1, HEAD_DIM), 0.05, np.float32)
+            constants.append(helper.make_tensor("scale", TensorProto.FLOAT, step.shape, step.ravel()))
+        nodes, outputs, query = list[onnx.NodeProto](), list[onnx.ValueInfoProto](), "q"
+        for i in range(CACHES):
+            for part in "kv":
+                for where, to in (("past", inputs), ("present", outputs)):
+                    to.append(make(f"{where}.{i}.{part}", CACHE_TYPES[bits], ["b", KV_HEADS, "c", width]))
+            reads = [query, "k", "v", f"past.{i}.k", f"past.{i}.v", "filled", "slots", "cos", "sin", "positions"]
+            query = f"heard.{i}"
+            writes = [query, f"present.{i}.k", f"present.{i}.v"]
+            node = helper.make_node("GroupQueryAttention", [*reads, "", "", *scales], writes, domain=MICROSOFT)
+            options |= {"num_heads": Q_HEADS, "kv_num_heads": KV_HEADS, "do_rotary": 1}
+            node.attribute.extend(helper.make_attribute(name, value) for name, value in options.items())
+            nodes.append(node)
+        outputs.append(make(query, TensorProto.FLOAT, ["b", "n", Q_HEADS * HEAD_DIM]))
+        imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        graph = helper.make_graph(nodes, "attention", inputs, outputs, constants)
+        session = in_memory(helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION), {})
+        random, binding = np.random.default_rng(0), session.io_binding()
+        for name, each in heads:
+            binding.bind_cpu_input(name, random.standard_normal((1, tokens, each * HEAD_DIM), np.float32))
+        binding.bind_cpu_input("filled", np.array([SLOTS - 1], np.int32))
+        binding.bind_cpu_input("slots", np.array(SLOTS, np.int32))
+        binding.bind_cpu_input("positions", np.arange(SLOTS - tokens, SLOTS, dtype=np.int64)[None])
+        for i in range(CACHES):
+            for part in "kv":
+                filled = random.standard_normal((1, KV_HEADS, SLOTS, width)) * (1 if bits == 32 else 20)
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(filled.astype(runner.WIDTHS[bits]))
+                binding.bind_ortvalue_input(f"past.{i}.{part}", value)
+                binding.bind_ortvalue_output(f"present.{i}.{part}", value)
+        binding.bind_output(query)
+        return lambda: session.run_with_iobinding(binding)
+
+    def decoder(self, layers: int, classes: int) -> Callable[[], object]:
+        heads = ((0, 1),) if classes == 1 else ((0,), (1,))
+        empty = np.zeros((0, 0), np.float32)
+        kinds = tuple(HeadClass(each, i, i > 0, 32, empty, empty) for i, each in enumerate(heads))
+        turns = np.ones((64, 16), np.float32)
+        shape = LayerShape(2, 2, 32, kinds, 0)
+        family = family_of(json.dumps({**TINY, "num_hidden_layers": layers}))
+        graph = Graph(family, [shape] * layers, [(turns, turns)], TinyNoise(), "lm_head.weight")
+        session = in_memory(graph.model(), graph.constants)
+        entries: list[list[runner.ClassEntry]] = [
+            [{"heads": len(k.heads), "group": k.group, "bits": 32, "head_dim": 32} for k in kinds]
+        ] * layers
+        groups: list[runner.GroupEntry] = [
+            {"sinks": 0, "alpha": None if i == 0 else 16, "beta": 0.0, "reach": None} for i in range(classes)
+        ]
+        planned = runner.PlannedModel(
+            session, {"max_positions": 64, "vocab": 64, "groups": groups, "layers": entries}, 0, 0
+        )
+        cache = planned.cache(1, 64)
+        planned.read(cache, 0, [1] * 20, 32)
+        full = cache.save(0)
+
+        def step() -> object:
+            if len(cache.tokens[0]) == 64:
+                cache.restore(0, full)
+            return planned.step(cache, [1]).argmax(-1)
+
+        return step
+
+
+TINY = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 0,
+    "eos_token_id": 0,
+}  # fmt: skip
+
+
+class TinyNoise(Noise):
+    """The numbers of a decoder of TINY's shape, stored as a source's grid is."""
+
+    def __init__(self) -> None:
+        super().__init__("exact4", 64, 64)

@@ -1,0 +1,86 @@
+"""The runtimes that plans are emitted for: which one a compilation takes, and the parts of each."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planner.errors import InputError
+from planner.executor import Capabilities, Executor, RuntimeProbe, Session, Weights
+from planner.mismatch import did_you_mean
+from planner.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from planner.hardware import HardwareProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One runtime's parts.
+
+    `reply` takes an artefact, a prompt, how many tokens to generate and in which chunks to read. `uncompressed` is an
+    artefact's own weights under a cache that keeps everything. `refuses` says why a model (its config.json) cannot be
+    run, or nothing.
+    """
+
+    capabilities: Capabilities
+    executor: Callable[[Weights, ModelSpec], Executor]
+    probe: Callable[[], RuntimeProbe]
+    load: Callable[[Path], Session]
+    uncompressed: Callable[[Path], Session]
+    reply: Callable[[Path, str, int, int], Iterator[str]]
+    refuses: Callable[[str], str]
+
+
+def _onnxruntime() -> Runtime:
+    from backends.onnxruntime import executor, families, probe, uncompressed
+
+    return Runtime(
+        executor.CAPABILITIES,
+        executor.OnnxRuntimeExecutor,
+        probe.GraphProbe,
+        executor.load,
+        uncompressed.uncompressed,
+        executor.reply,
+        families.refusal,
+    )
+
+
+def _transformers() -> Runtime:
+    from backends.transformers import executor, probe, uncompressed
+
+    return Runtime(
+        executor.CAPABILITIES,
+        executor.TransformersExecutor,
+        probe.RunnerProbe,
+        executor.load,
+        uncompressed.uncompressed,
+        executor.reply,
+        lambda config: "",
+    )
+
+
+RUNTIMES: dict[str, Callable[[], Runtime]] = {"onnxruntime": _onnxruntime, "transformers": _transformers}
+
+
+def runtime(name: str, asked_by: str = "--backend") -> Runtime:
+    """The runtime of a name; what asked for it is named where there is none."""
+    if name not in RUNTIMES:
+        raise InputError(f"{asked_by}: unknown runtime {name!r}{did_you_mean(name, tuple(RUNTIMES))}")
+    return RUNTIMES[name]()
+
+
+def choose(backend: str | None, machine: "str | HardwareProfile", config: str) -> tuple[str, tuple[str, ...]]:
+    """The runtime for a machine (`local`, or a target's profile) and a model, and what to tell about the choice.
+
+    On a CPU that is ONNX Runtime, and transformers for a family it has no graph for; on a GPU transformers.
+    """
+    if backend is not None:
+        why = runtime(backend).refuses(config)
+        if why:
+            raise InputError(f"--backend {backend}: {why}; give --backend transformers")
+        return backend, ()
+    if not isinstance(machine, str) and machine.kind != "cpu":
+        return "transformers", ()
+    why = runtime("onnxruntime").refuses(config)
+    return ("transformers", (f"planned for transformers: {why}",)) if why else ("onnxruntime", ())

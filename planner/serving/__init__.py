@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint over any engine that speaks the protocol of `planner.serving.engine`."""

@@ -38,7 +38,7 @@ class Shipped:
 
 
 def shipped(rows: Sequence[Row], goal: Goal, spec: ModelSpec) -> Shipped:
-    """The row to ship: of those that keep their limits the one that did best, of equals the plan, then the uniform one."""
+    """The row to ship: the best of those that keep their limits; of equals the plan, then the uniform one."""
     by_name = {row.name: row for row in rows}
     order = [by_name[name] for name in ("planned", "uniform", "dense") if name in by_name]
     missed = {row.name: tuple(misses(row.plan, goal.limits, spec)) for row in order}

@@ -37,8 +37,8 @@ def opened(tiny: Callable[[str], Path]) -> Callable[[str], Pair]:
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OnnxRuntimeExecutor]:
-    """A GGUF file whose layers are stored in one kind of blocks; one kind more, as in `Q4_0+Q4_1`, is that of a matrix of
-    keys, beside queries of the first kind, and of the embedding."""
+    """A GGUF file whose layers are stored in one kind of blocks. One kind more, as in `Q4_0+Q4_1`, is that of a matrix
+    of keys, beside queries of the first kind, and of the embedding."""
 
     @cache
     def executor(kind: str) -> OnnxRuntimeExecutor:

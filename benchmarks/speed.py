@@ -35,6 +35,9 @@ from planner.report import costs_json, costs_table
 from planner.request import Request
 from planner.space import Space, violated
 
+UNIFORMS = 2
+"""Fastest uniform settings, as predicted, that are run; of these the first that keeps the limit is the row."""
+
 STEPS, TURNS = 8, 5
 CHANGED_SITES = 12
 
@@ -77,9 +80,10 @@ def cell(request: Request, neighbours: int, progress: ProgressLine) -> dict[str,
         raise PlannerError(f"{request.name}: has no weights to run")
     found = search(passes, prepared.context)
     plan, prepared = correct(planned(prepared, passes, found), prepared, passes, progress)
-    settings = uniform_settings(found.widened, prepared.context, 3)
+    settings = uniform_settings(found.widened, prepared.context, UNIFORMS)
     uniform = [priced(prepared, "uniform", space) for space in settings]
-    rows = contest(prepared, prepared.exam, baseline(prepared), uniform, plan, progress)
+    asked = replace(prepared.exam, passkeys=())
+    rows = contest(prepared, asked, baseline(prepared), uniform, plan, progress)
     print("\n".join(costs_table(rows)))
     result: dict[str, object] = {
         row.name: {"predicted": costs_json(row.plan.predicted), "measured": costs_json(row.plan.measured)}

@@ -66,6 +66,9 @@ Rates = tuple[tuple[float, float], ...]
 """(bits, elements per second) pairs."""
 
 
+MEASURE_AGAIN = "measure it for the runtime you plan for: planner profile hardware --backend NAME"
+
+
 @dataclass(frozen=True, slots=True)
 class ProductTime:
     """Products with matrices of one kind (`float32`, `block4`, `exact4`, ...), measured whole as a runtime does them.
@@ -188,7 +191,7 @@ class HardwareProfile:
             if each.kind == kind:
                 return each
         known = ", ".join(each.kind for each in self.product_times)
-        raise InputError(f"target {self.name}: product_times has no {kind}; it has {known}; measure it again")
+        raise InputError(f"target {self.name}: product_times has no {kind}; it has {known}; {MEASURE_AGAIN}")
 
     def attention_time(self, bits: float) -> AttentionTime | None:
         """What was measured of attention at a width; None where attention was not measured whole."""
@@ -199,7 +202,7 @@ class HardwareProfile:
                 return each
         known = ", ".join(str(each.bits) for each in self.attention_times)
         raise InputError(
-            f"target {self.name}: attention_times has none of {bits:g} bits; it has {known}; measure it again"
+            f"target {self.name}: attention_times has none of {bits:g} bits; it has {known}; {MEASURE_AGAIN}"
         )
 
     def expand_weights_s(self, elements: float, bits: float) -> float:

@@ -43,9 +43,16 @@ def model_command(model: Path, seed: int, as_json: bool) -> None:
 
 @command.command("hardware")
 @click.option("--out", type=PATH, metavar="FILE.yaml", help="Also write the profile, for --target FILE.yaml.")
+@click.option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    metavar="NAME",
+    help="Runtime whose kernels are timed; one of 'planner backends'.",
+)
 @json_option
-def hardware_command(out: Path | None, as_json: bool) -> None:
-    """Measure this machine in bytes, bytes per second and operations per second; takes about a minute.
+def hardware_command(out: Path | None, backend: str, as_json: bool) -> None:
+    """Measure this machine as a runtime uses it: memory, flash, products and attention; takes about a minute.
 
     \b
     planner profile hardware --out mine.yaml
@@ -55,5 +62,5 @@ def hardware_command(out: Path | None, as_json: bool) -> None:
     from planner.progress import ProgressLine
 
     with ProgressLine() as progress:
-        result = api.profile_hardware(out, progress)
+        result = api.profile_hardware(out, progress, backend)
     show(result, as_json)

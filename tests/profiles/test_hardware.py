@@ -97,7 +97,7 @@ def test_kernels_measured_whole_have_their_points_in_order(
     assert product is not None and [tokens for tokens, _ in product.points] == [1, 64]
     assert product.seconds(64) > product.seconds(32) > product.seconds(1) > 0
     assert attention is not None and 0 < attention.prefill_s < 1e-3
-    with pytest.raises(InputError, match="product_times has no block4; it has float32; measure it again"):
+    with pytest.raises(InputError, match="product_times has no block4; it has float32; measure it for the runtime"):
         profile.product_time("block4")
     with pytest.raises(InputError, match="attention_times has none of 8 bits"):
         profile.attention_time(8)

@@ -119,11 +119,13 @@ class ProfileReport:
         return "\n".join([*lines, f"kept in {self.where}"])
 
 
-def profile_model(request: Request, progress: Progress = quiet, seed: int = 0) -> ProfileReport:
-    """Price every option of every site of a model; kept by content, resumed after a kill."""
-    from planner.compile.prepare import cache_directory, prepare
+def profile_model(
+    request: Request, progress: Progress = quiet, seed: int = 0, backend: str | None = None
+) -> ProfileReport:
+    """Price every option of every site of a model as a runtime stores them; kept by content, resumed after a kill."""
+    from planner.compile.prepare import ANY_CPU, cache_directory, prepare
 
-    profile = prepare(request, "local", seed, progress).profile
+    profile = prepare(request, ANY_CPU, seed, progress, backend).profile
     if profile is None:
         raise InputError(f"{request.name}: a bare config has no weights to measure; give a model with weights")
     return ProfileReport(profile, str(cache_directory() / "profiles"))

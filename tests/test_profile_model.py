@@ -51,7 +51,7 @@ def test_a_seed_has_its_own_profile_which_compile_reads_back(cache: Path, tiny_l
     assert by_default["uniform"] != one["uniform"]
     kept = {path: path.stat().st_mtime_ns for path in (cache / "profiles").rglob("*.safetensors")}
     assert (told("--seed", 0), told("--seed", 1)) == (by_default, one)
-    assert planner("compile", model, "--target", "a100", "--seed", 1, "-o", tmp_path / "out").exit_code == 0
+    assert planner("compile", model, "--target", "laptop-cpu", "--seed", 1, "-o", tmp_path / "out").exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in (cache / "profiles").rglob("*.safetensors")} == kept
 
 

@@ -22,8 +22,13 @@ def command() -> None:
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of measuring, as for compile."
 )
+@click.option(
+    "--backend",
+    metavar="NAME",
+    help="Runtime whose formats are priced; what compile takes for a CPU if left out.",
+)
 @json_option
-def model_command(model: Path, seed: int, as_json: bool) -> None:
+def model_command(model: Path, seed: int, backend: str | None, as_json: bool) -> None:
     """Price every option of every site of a model, in nats per token; kept by content, resumed after a kill.
 
     \b
@@ -37,7 +42,7 @@ def model_command(model: Path, seed: int, as_json: bool) -> None:
     from planner.progress import ProgressLine
 
     with ProgressLine() as progress:
-        result = api.profile_model(request, progress, seed)
+        result = api.profile_model(request, progress, seed, backend)
     show(result, as_json)
 
 

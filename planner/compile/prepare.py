@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SINKS = 4
 """Protected tokens at the start of a sequence; attention parks on them."""
 
+ANY_CPU = "server-cpu"
+"""A target for those who want a model measured and no plan: prices do not depend on it, and this one is not timed."""
+
 PASSKEYS_TOLD = 3
 """Facts hidden in each calibration document and asked for again."""
 

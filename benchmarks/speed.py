@@ -62,6 +62,7 @@ def main() -> None:
         request = replace(request, calibration=replace(request.calibration, documents=documents, draws=draws))
     goal = Goal("decode_s", Limits(loss_nats=options.loss_nats))
     rows = [["context", "", "ms/token", "first token s", "loss nats", "KV MB", "weights MB", "dense / row"]]
+    options.results.mkdir(parents=True, exist_ok=True)
     with ProgressLine() as progress:
         for context in options.contexts:
             kept = options.results / f"{context}.json"

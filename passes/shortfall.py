@@ -10,7 +10,7 @@ from planner import solver
 from planner.errors import Infeasible
 from planner.goal import Limits
 from planner.pipeline import PassContext
-from planner.prices import LOSS, dense_kv_bytes, stages
+from planner.prices import AIMED_SHARE, LOSS, dense_kv_bytes, stages
 from planner.solver_problem import Problem
 
 EFFORT = 1.0
@@ -124,7 +124,7 @@ def needed(limit: Limit, totals: np.ndarray[tuple[int, ...], np.dtype[np.float64
     """What a limit must be for these totals, as the goal states it, rounded up to four digits."""
     used = max(float(totals[row]) for row in limit.rows)
     if limit.name == LOSS and ctx.loss is not None:
-        used = ctx.loss.correction.expected(used)
+        used = ctx.loss.correction.expected(used) / AIMED_SHARE
     if limit.name == "kv_share":
         used /= dense_kv_bytes(ctx.spec, ctx.workload)
     return rounded_up(used)

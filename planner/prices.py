@@ -19,13 +19,17 @@ from planner.spec import ModelSpec
 
 LOSS = "loss_nats"
 
+AIMED_SHARE = 0.9
+"""Share of the user's limit on the loss that a plan is expected to take. A plan at the limit itself would miss it on
+every other text: a plan for SmolLM2 that was expected to lose 0.0500 nats measured 0.0502 where 0.05 was allowed."""
+
 
 @dataclass(frozen=True, slots=True)
 class PriceTable:
     """What every candidate uses (site after site, in the space's order), what is used anyway, and the limits.
 
     `minimise` names the columns whose largest total is the objective: one, or the stages that overlap in a step.
-    The loss column holds sums of prices: its limit is the sum whose expected loss is the user's limit.
+    The loss column holds sums of prices: its limit is the sum whose expected loss is AIMED_SHARE of the user's limit.
     """
 
     groups: tuple[int, ...]
@@ -115,7 +119,7 @@ def limit(
     if row == LOSS:
         if limits.loss_nats is None:
             return float("inf")
-        return limits.loss_nats if loss is None else loss.correction.sum_for(limits.loss_nats)
+        return limits.loss_nats if loss is None else loss.correction.sum_for(AIMED_SHARE * limits.loss_nats)
     if row.startswith("bytes."):
         return float(hardware.tier(row.removeprefix("bytes.")).capacity_bytes)
     if row == "kv_bytes" and limits.kv_share is not None:

@@ -28,7 +28,7 @@ from backends.onnxruntime.graph import (
 from planner.executor import Probed
 
 ROWS, COLS = 1536, 576
-BEYOND_CACHE_BYTES = 2**26
+BEYOND_CACHE_BYTES = 2**27
 """Matrices together are at least so large, that they are read from memory, as those of a model are."""
 
 PRODUCT_TOKENS = (1, 8, 64, 256)

@@ -19,6 +19,7 @@ A group is all classes of all layers that keep the same tokens. Every product is
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -77,19 +78,18 @@ Matrix = Blocks | NDArray[np.float32]
 """A matrix [outputs, inputs] in blocks of codes, or as it is."""
 
 
-class Parameters:
+class Parameters(Protocol):
     """What the graph reads of a model, by the names of transformers; a matrix comes as it is to be stored."""
 
-    def matrix(self, name: str) -> Matrix:
-        raise NotImplementedError
+    def matrix(self, name: str) -> Matrix: ...
 
     def vector(self, name: str) -> NDArray[np.float32] | None:
         """A norm's factors or a bias, or None where the model has none of that name."""
-        raise NotImplementedError
+        ...
 
     def alike(self, names: Sequence[str]) -> bool:
         """Whether matrices are stored in one format, so that their rows may be one product."""
-        raise NotImplementedError
+        ...
 
 
 @dataclass
@@ -348,7 +348,7 @@ class Graph:
         """x times the matrices of those names, one below the other, their rows or columns reordered."""
         parts = [self.parameters.matrix(name) for name in names]
         name, out = names[0] if len(names) == 1 else f"{names[0]}+", out or f"{names[0]}.out"
-        bias = self._bias(names, rows, sum(_outputs(part) for part in parts))
+        bias = self._bias(names, parts, rows)
         product = out if bias is None else f"{out}.product"
         blocks = [part for part in parts if isinstance(part, Blocks)]
         if blocks:
@@ -371,12 +371,18 @@ class Graph:
             self._node("Add", [product, f"{name}.bias"], out)
         return out
 
-    def _bias(self, names: tuple[str, ...], rows: NDArray[np.intp] | None, outputs: int) -> NDArray[np.float32] | None:
+    def _bias(
+        self, names: Sequence[str], parts: Sequence[Matrix], rows: NDArray[np.intp] | None
+    ) -> NDArray[np.float32] | None:
+        """The biases of those matrices one below the other, zeros where one has none; None where none has."""
         found = [self.parameters.vector(f"{name.removesuffix('.weight')}.bias") for name in names]
-        held = [each for each in found if each is not None]
-        if not held:
+        if all(each is None for each in found):
             return None
-        bias = np.concatenate(held)
+        held = (
+            np.zeros(_outputs(part), np.float32) if each is None else each
+            for each, part in zip(found, parts, strict=True)
+        )
+        bias = np.concatenate(list(held))
         return bias if rows is None else bias[rows]
 
     def _block_product(self, x: str, name: str, blocks: Blocks, out: str) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from backends.onnxruntime import codes
 from backends.onnxruntime.families import Family, family_of, rotary_tables
-from backends.onnxruntime.graph import Graph, HeadClass, LayerShape, Matrix, Parameters
+from backends.onnxruntime.graph import Graph, HeadClass, LayerShape, Matrix
 from backends.onnxruntime.runner import ClassEntry, GroupEntry, KvLayout
 from planner.errors import InputError
 from planner.executor import KvStatics, Weights
@@ -126,8 +126,8 @@ def _peaks(sites: Sequence[KvStatics]) -> tuple[list[NDArray[np.float32]], list[
     return [site.k_peak for site in sites], [site.v_peak for site in sites]
 
 
-@dataclass
-class PlannedParameters(Parameters):
+@dataclass(frozen=True)
+class PlannedParameters:
     """A model's numbers in the formats of a plan."""
 
     weights: Weights

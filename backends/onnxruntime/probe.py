@@ -22,7 +22,6 @@ from backends.onnxruntime.graph import (
     HeadClass,
     LayerShape,
     Matrix,
-    Parameters,
     in_memory,
 )
 from planner.executor import Probed
@@ -38,7 +37,7 @@ Q_HEADS, KV_HEADS, HEAD_DIM, SLOTS, CHUNK = 9, 3, 64, 2048, 256
 CACHES = 8
 
 
-class Noise(Parameters):
+class Noise:
     """Random numbers as a model's, every matrix of one kind."""
 
     def __init__(self, kind: str, rows: int, cols: int) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from backends.onnxruntime import codes, layout, runner
 from backends.onnxruntime.chat import chat_json
-from backends.onnxruntime.graph import Graph, in_memory
+from backends.onnxruntime.graph import Graph
+from backends.onnxruntime.sessions import with_constants
 from planner.errors import InputError, TamperedArtifact
 from planner.executor import Artifact, Capabilities, KvStatics, Timing, Weights
 from planner.formats import BLOCK_BITS, STATIC_BITS, block, static
@@ -84,21 +85,6 @@ class OnnxRuntimeSession:
             decode_s.append(time.perf_counter() - start)
         return Timing(ttft_s, tuple(decode_s), cache.bytes + self.model.static_bytes, self.model.weight_bytes)
 
-    def step_times(self, context_tokens: int, steps: int) -> list[float]:
-        """Seconds of the last decode steps of a context, its cache counted as filled without a prompt being read."""
-        cache = self.model.cache(1, context_tokens)
-        read = context_tokens - steps
-        cache.tokens[0] = [0] * read
-        for slots in cache.slots:
-            held = np.concatenate([np.arange(min(slots.sinks, read)), np.arange(slots.sinks, read)[-slots.window :]])
-            slots.append(0, held)
-        taken: list[float] = []
-        for _ in range(steps):
-            start = time.perf_counter()
-            self.model.step(cache, [0])
-            taken.append(time.perf_counter() - start)
-        return taken
-
 
 @dataclass
 class OnnxRuntimeExecutor:
@@ -120,7 +106,7 @@ class OnnxRuntimeExecutor:
 
     def open(self, plan: Plan) -> OnnxRuntimeSession:
         graph = layout.graph(plan, self.spec, self.weights, self.statics)
-        session = in_memory(graph.model(), graph.constants)
+        session = with_constants(graph.model(), graph.constants)
         told = layout.kv_layout(plan, self.spec)
         return OnnxRuntimeSession(runner.PlannedModel(session, told, *counted(graph)))
 

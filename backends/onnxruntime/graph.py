@@ -23,7 +23,6 @@ from typing import Protocol
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -488,14 +487,6 @@ class Graph:
     @staticmethod
     def _value(to: list[onnx.ValueInfoProto], name: str, kind: int, shape: Sequence[int | str]) -> None:
         to.append(helper.make_tensor_value_info(name, kind, list(shape)))
-
-
-def in_memory(model: onnx.ModelProto, constants: Mapping[str, Array]) -> onnxruntime.InferenceSession:
-    """A session of a model whose constants are handed over instead of read from their file."""
-    options = runner.options()
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) for value in constants.values()]
-    options.add_external_initializers(list(constants), values)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _outside(name: str, value: Array, offset: int) -> onnx.TensorProto:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from backends.onnxruntime import codes
 from backends.onnxruntime.families import Family, family_of, rotary_tables
 from backends.onnxruntime.graph import Graph, HeadClass, LayerShape, Matrix
-from backends.onnxruntime.runner import ClassEntry, GroupEntry, KvLayout
+from backends.onnxruntime.runner import ClassEntry, Group, GroupEntry, KvLayout
 from planner.errors import InputError
 from planner.executor import KvStatics, Weights
 from planner.formats import BLOCK_BITS, STATIC_BITS
@@ -23,19 +23,9 @@ HEAD_MULTIPLE = 16
 """What GroupQueryAttention needs of the size of heads that it turns by a rotary embedding."""
 
 
-@dataclass(frozen=True, slots=True)
-class GroupKey:
-    """What makes a group: which tokens stay."""
-
-    sinks: int
-    alpha: int | None
-    beta: float
-    reach: int | None
-
-
-def classes_of(plan: Plan, spec: ModelSpec) -> tuple[list[GroupKey], list[list[tuple[int, KvChoice, list[int]]]]]:
+def classes_of(plan: Plan, spec: ModelSpec) -> tuple[list[Group], list[list[tuple[int, KvChoice, list[int]]]]]:
     """The groups of a plan, and for every layer its classes as (group, choice, heads)."""
-    groups: dict[GroupKey, int] = {}
+    groups: dict[Group, int] = {}
     layers = []
     chosen = dict(plan.kv)
     for index, layer in enumerate(spec.layers):
@@ -47,21 +37,21 @@ def classes_of(plan: Plan, spec: ModelSpec) -> tuple[list[GroupKey], list[list[t
             classes.setdefault(key, (choice, []))[1].append(head)
         layers.append(
             [
-                (groups.setdefault(group_key(choice, layer), len(groups)), choice, heads)
+                (groups.setdefault(group_of(choice, layer), len(groups)), choice, heads)
                 for choice, heads in classes.values()
             ]
         )
     return list(groups), layers
 
 
-def group_key(choice: KvChoice, layer: LayerSpec) -> GroupKey:
+def group_of(choice: KvChoice, layer: LayerSpec) -> Group:
     """The group of a choice in a layer."""
     span = choice.span
     sinks = choice.sinks if layer.window is None else 0
     if isinstance(span, Full):
         # Nothing leaves, so nothing need be protected from leaving.
-        return GroupKey(0, None, 0.0, layer.window)
-    return GroupKey(sinks, span.alpha, span.beta, layer.window)
+        return Group(0, None, 0.0, layer.window)
+    return Group(sinks, span.alpha, span.beta, layer.window)
 
 
 def check_stored(where: str, choice: KvChoice, head_dim: int) -> None:
@@ -111,19 +101,15 @@ def shapes(plan: Plan, spec: ModelSpec, statics: Statics, tables: Sequence[int])
 
 
 def _head_class(
-    layer: int, number: int, group: GroupKey, choice: KvChoice, heads: list[int], statics: Statics
+    layer: int, number: int, group: Group, choice: KvChoice, heads: list[int], statics: Statics
 ) -> HeadClass:
     bits = int(choice.k.bits)
-    scales = [np.zeros((0, 0), np.float32)] * 2
+    k_scale = v_scale = np.zeros((0, 0), np.float32)
     if bits != 32:
         sites = [statics[KvSite(layer, head)] for head in heads]
-        scales = [np.stack([codes.kv_scale(peak, bits) for peak in peaks]) for peaks in _peaks(sites)]
-    windowed = group.alpha is not None or group.reach is not None
-    return HeadClass(tuple(heads), number, windowed, bits, scales[0], scales[1])
-
-
-def _peaks(sites: Sequence[KvStatics]) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-    return [site.k_peak for site in sites], [site.v_peak for site in sites]
+        k_scale = np.stack([codes.kv_scale(site.k_peak, bits) for site in sites])
+        v_scale = np.stack([codes.kv_scale(site.v_peak, bits) for site in sites])
+    return HeadClass(tuple(heads), number, group.windowed, bits, k_scale, v_scale)
 
 
 @dataclass(frozen=True)

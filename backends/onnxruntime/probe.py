@@ -22,8 +22,8 @@ from backends.onnxruntime.graph import (
     HeadClass,
     LayerShape,
     Matrix,
-    in_memory,
 )
+from backends.onnxruntime.sessions import with_constants
 from planner.executor import Probed
 
 ROWS, COLS = 1536, 576
@@ -93,7 +93,7 @@ class GraphProbe:
             graph.parameters = Noise(kind, *((ROWS, COLS) if i % 2 == 0 else (COLS, ROWS)))
             last = graph.product(last, f"m{i}")
         model = graph.alone({"x": (TensorProto.FLOAT, ["tokens", COLS])}, last)
-        session = in_memory(model, graph.constants)
+        session = with_constants(model, graph.constants)
         x = np.random.default_rng(1).standard_normal((tokens, COLS), np.float32)
         return lambda: session.run(None, {"x": x})
 
@@ -133,7 +133,7 @@ class GraphProbe:
         outputs.append(make(query, TensorProto.FLOAT, ["b", "n", Q_HEADS * HEAD_DIM]))
         imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         graph = helper.make_graph(nodes, "attention", inputs, outputs, constants)
-        session = in_memory(helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION), {})
+        session = with_constants(helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION), {})
         random, binding = np.random.default_rng(0), session.io_binding()
         for name, each in heads:
             binding.bind_cpu_input(name, random.standard_normal((1, tokens, each * HEAD_DIM), np.float32))
@@ -157,7 +157,7 @@ class GraphProbe:
         shape = LayerShape(2, 2, 32, kinds, 0)
         family = family_of(json.dumps({**TINY, "num_hidden_layers": layers}))
         graph = Graph(family, [shape] * layers, [(turns, turns)], TinyNoise(), "lm_head.weight")
-        session = in_memory(graph.model(), graph.constants)
+        session = with_constants(graph.model(), graph.constants)
         entries: list[list[runner.ClassEntry]] = [
             [{"heads": len(k.heads), "group": k.group, "bits": 32, "head_dim": 32} for k in kinds]
         ] * layers

@@ -493,21 +493,11 @@ def checked(directory: Path) -> dict[str, object]:
 
 
 def options(threads: int = 0) -> onnxruntime.SessionOptions:
-    """How sessions run: so many threads (0: one a core), and no arena that keeps what a long prompt took."""
+    """How sessions run: with so many threads (0: one a core), telling errors alone."""
     chosen = onnxruntime.SessionOptions()
     chosen.intra_op_num_threads = threads
     chosen.log_severity_level = 3
     return chosen
-
-
-def in_memory(graph: bytes, files: Mapping[str, bytes], threads: int = 0) -> onnxruntime.InferenceSession:
-    """A session of a graph whose data files are handed over instead of read."""
-    chosen = options(threads)
-    names = list(files)
-    chosen.add_external_initializers_from_files_in_memory(
-        names, [files[name] for name in names], [len(files[name]) for name in names]
-    )
-    return onnxruntime.InferenceSession(graph, chosen, providers=["CPUExecutionProvider"])
 
 
 def load(directory: Path, threads: int = 0) -> PlannedModel:

@@ -8,6 +8,7 @@ from onnx import TensorProto
 
 from backends.onnxruntime import runner
 from backends.onnxruntime.executor import OnnxRuntimeSession, loaded
+from backends.onnxruntime.sessions import with_data
 
 QUANTISED = ("k_quant_type", "v_quant_type", "kv_cache_bit_width")
 
@@ -37,7 +38,7 @@ def uncompressed(directory: Path) -> OnnxRuntimeSession:
             ],
         }
         data = (directory / runner.GRAPH_DATA).read_bytes()
-        session = runner.in_memory(model.SerializeToString(), {runner.GRAPH_DATA: data})
+        session = with_data(model, data)
         return OnnxRuntimeSession(runner.PlannedModel(session, layout, artefact.weight_bytes, 0))
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from backends.onnxruntime import runner
 from backends.onnxruntime.prefixes import Kept, Prefixes
-from backends.onnxruntime.runner import ArtefactError, Chat, Floats, PlannedModel
+from backends.onnxruntime.runner import ArtefactError, Chat, Floats, PlannedModel, Speech
 from backends.onnxruntime.sampling import Sampler
-from backends.onnxruntime.speech import Speech
 from planner.errors import InputError, TamperedArtifact
 from planner.serving.engine import Ask, Busy, Deliver, Ended, Load, Piece, Reason, Refused, Stopped
 

@@ -436,6 +436,8 @@ class PlannedModel:
         next step."""
         self._check(tokens)
         rows = len(tokens)
+        if rows > cache.batch:
+            raise ArtefactError(f"{rows} tokens for a cache of {cache.batch} sequences; give one for each")
         longest = max(len(cache.tokens[row]) for row in range(rows)) + 1
         if longest > cache.context_tokens:
             raise ArtefactError(f"{longest} tokens do not fit a cache made for {cache.context_tokens}")
@@ -510,6 +512,72 @@ def load(directory: Path, threads: int = 0) -> PlannedModel:
 
 # --- chat ---------------------------------------------------------------------------------------
 
+UNFINISHED = "\ufffd"
+"""What a decoder puts where the bytes of a character are not all there."""
+
+
+class Speech:
+    """Text as its tokens come: a character that spans tokens waits for its last one, what may become a stop text waits
+    until it has or has not, and from a stop text on nothing is told.
+
+    >>> letters = lambda tokens: "".join(map(chr, tokens))
+    >>> speech = Speech(letters, ("END",))
+    >>> [speech.more(ord(letter)) for letter in "nEE-END!"], speech.stopped
+    (['n', '', 'E', 'E-', '', '', '', ''], True)
+    >>> speech.rest()
+    ''
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+        self.stopped = False
+        self._decode, self._stop = decode, tuple(stop)
+        self._tokens: list[int] = []
+        # Decoded from `_from`, a little before what was told, for a decoder may treat the first token apart.
+        self._from = self._told = 0
+        self._held = ""
+
+    def more(self, token: int) -> str:
+        """What can be told after one more token."""
+        if self.stopped:
+            return ""
+        self._tokens.append(token)
+        before, now = self._decode(self._tokens[self._from : self._told]), self._decode(self._tokens[self._from :])
+        if now.endswith(UNFINISHED):
+            return ""
+        self._from, self._told = self._told, len(self._tokens)
+        return self._tell(now[len(before) :])
+
+    def rest(self) -> str:
+        """What was waiting, at the end of the reply."""
+        if self.stopped:
+            return ""
+        before, now = self._decode(self._tokens[self._from : self._told]), self._decode(self._tokens[self._from :])
+        told = self._tell(now[len(before) :])
+        if not self.stopped:
+            told, self._held = told + self._held, ""
+        self._from = self._told = len(self._tokens)
+        return told
+
+    def _tell(self, text: str) -> str:
+        self._held += text
+        found = [at for at in map(self._held.find, self._stop) if at >= 0]
+        if found:
+            told, self._held, self.stopped = self._held[: min(found)], "", True
+            return told
+        waits = max((_begun(self._held, stop) for stop in self._stop), default=0)
+        told = self._held[: len(self._held) - waits]
+        self._held = self._held[len(told) :]
+        return told
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many of the last characters of a text may be the beginning of a stop text.
+
+    >>> _begun("the EN", "END"), _begun("the END of", "END")
+    (2, 0)
+    """
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
 
 class Template(TypedDict):
     """chat.json: what stands around the messages of a conversation, and which tokens end a reply.
@@ -564,26 +632,25 @@ class Chat:
         return list(self.tokenizer.encode(text).ids)
 
     def pieces(self, tokens: Iterator[int]) -> Iterator[str]:
-        """The text of tokens as they come; a character that spans tokens waits for its last one, or is left out."""
-        # Decoded anew are the tokens of the last piece, on which blanks may depend, and those after it.
-        held, told = list[int](), 0
+        """The text of tokens as they come, up to one that ends a reply; half a character at the end is left out."""
+        speech = Speech(self.tokenizer.decode)
         for token in tokens:
             if token in self.stop:
                 break
-            held.append(token)
-            before, text = self.tokenizer.decode(held[:told]), self.tokenizer.decode(held)
-            if len(text) > len(before) and not text.endswith("\ufffd"):
-                yield text[len(before) :]
-                held, told = held[told:], len(held) - told
-        rest = self.tokenizer.decode(held).rstrip("\ufffd")[len(self.tokenizer.decode(held[:told])) :]
-        if rest:
+            if text := speech.more(token):
+                yield text
+        if rest := speech.rest().rstrip(UNFINISHED):
             yield rest
 
 
 def answer(
     model: PlannedModel, chat: Chat, cache: Cache, prompt: Tokens, new_tokens: int, chunk_tokens: int
 ) -> Iterator[str]:
-    """The greedy reply to a prompt, in pieces as they are decoded; what the cache holds of it is not read again."""
+    """The greedy reply to a prompt, in pieces as they are decoded; what the cache holds of it is not read again.
+
+    A reply that reaches the end of the cache ends there.
+    """
+    new_tokens = min(new_tokens, max(cache.context_tokens - len(prompt), 1))
     done = cache.reusable(0, prompt)
     logits = model.read(cache, 0, prompt[done:], chunk_tokens)
     tokens = (step[0] for step in model.generate(cache, logits, new_tokens, chat.stop))

@@ -11,9 +11,8 @@ from tokenizers import Tokenizer
 
 from backends.onnxruntime.engine import BatchEngine, Limits
 from backends.onnxruntime.prefixes import Kept, Prefixes
-from backends.onnxruntime.runner import Snapshot
+from backends.onnxruntime.runner import Snapshot, Speech
 from backends.onnxruntime.sampling import Sampler, nucleus
-from backends.onnxruntime.speech import Speech
 from planner.errors import InputError, TamperedArtifact
 from planner.serving.engine import Busy, Refused, Sampling, Stopped
 from tests.backends.oracle import tokens_of

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from backends.onnxruntime.runner import ArtefactError, Group, PlannedModel, Slots
+from backends.onnxruntime.runner import ArtefactError, Chat, Group, PlannedModel, Slots, answer
 from planner.errors import InputError
 from planner.formats import slots, static
 from planner.space import FLOAT32, Full, KvChoice, KvFormat, KvSite, Span, Window
@@ -312,6 +313,24 @@ def test_more_tokens_than_the_cache_holds_are_refused(model: PlannedModel, chunk
         model.step(cache, [5])
     with pytest.raises(ArtefactError, match="21 tokens do not fit a cache made for 20"):
         model.read(cache, 0, [5], chunk_tokens)
+
+
+def test_more_sequences_than_the_cache_has_are_refused(model: PlannedModel) -> None:
+    cache = model.cache(1, 20)
+    model.read(cache, 0, [5, 6], 4)
+    with pytest.raises(ArtefactError, match="2 tokens for a cache of 1 sequences"):
+        model.step(cache, [5, 6])
+    assert cache.tokens == [[5, 6]]
+
+
+def test_a_reply_ends_where_the_cache_does(model: PlannedModel, tiny_llama: Path) -> None:
+    chat = Chat(Tokenizer.from_file(str(tiny_llama / "tokenizer.json")), None, ())
+    prompt, cache = tokens_of(17), model.cache(1, 20)
+    for _ in answer(model, chat, cache, prompt, 100, 8):
+        pass
+    assert len(cache.tokens[0]) == 19  # three tokens came, and nothing had to follow the last of them
+    with pytest.raises(ArtefactError, match="17 tokens do not fit a cache made for 16"):
+        answer(model, chat, model.cache(1, 16), prompt, 100, 8)
 
 
 def test_an_empty_prompt_and_chunks_of_nothing_are_refused(model: PlannedModel) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.artefacts import opening
 from backends.onnxruntime import runner
 from backends.onnxruntime.prefixes import Kept, Prefixes
 from backends.onnxruntime.runner import ArtefactError, Chat, Floats, PlannedModel, Speech
 from backends.onnxruntime.sampling import Sampler
-from planner.errors import InputError, TamperedArtifact
+from planner.errors import InputError
 from planner.serving.engine import Ask, Busy, Deliver, Ended, Load, Piece, Reason, Refused, Stopped
 
 CLOSED = "the server is shutting down"
@@ -87,10 +88,8 @@ class BatchEngine:
     @classmethod
     def open(cls, directory: Path, name: str, limits: Limits, threads: int = 0) -> "BatchEngine":
         """The engine of an artefact directory, checked; `threads` 0 is one a core."""
-        try:
+        with opening(directory, ArtefactError):
             model, chat = runner.load(directory, threads), Chat.of(directory)
-        except ArtefactError as error:
-            raise TamperedArtifact(str(error)) from error
         return cls(model, chat, name, limits)
 
     # --- for any thread ---------------------------------------------------------------------------

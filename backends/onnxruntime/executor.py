@@ -1,10 +1,8 @@
 """Open, run, time and emit plans with the ONNX Runtime runner."""
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,11 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.artefacts import json_bytes, opening, refusals
 from backends.onnxruntime import codes, layout, runner
 from backends.onnxruntime.chat import chat_json
 from backends.onnxruntime.graph import Graph
 from backends.onnxruntime.sessions import with_constants
-from planner.errors import InputError, TamperedArtifact
+from planner.errors import InputError
 from planner.executor import Artifact, Capabilities, KvStatics, Timing, Weights
 from planner.formats import BLOCK_BITS, STATIC_BITS, block, static
 from planner.plan import Plan
@@ -39,15 +38,6 @@ CAPABILITIES = Capabilities(
 )
 
 
-@contextmanager
-def refusals() -> Iterator[None]:
-    """What the runner refuses, as an error of this project."""
-    try:
-        yield
-    except runner.ArtefactError as error:
-        raise InputError(str(error)) from error
-
-
 @dataclass
 class OnnxRuntimeSession:
     """A planned model in this process."""
@@ -55,7 +45,7 @@ class OnnxRuntimeSession:
     model: runner.PlannedModel
 
     def score(self, tokens: Sequence[int], first: int, chunk_tokens: int) -> NDArray[np.float32]:
-        with refusals():
+        with refusals(runner.ArtefactError):
             logits = self.model.read(self.model.cache(1, len(tokens)), 0, tokens, chunk_tokens, first)
         logits -= logits.max(-1, keepdims=True)
         scored: NDArray[np.float32] = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -65,14 +55,14 @@ class OnnxRuntimeSession:
         if not prompts:
             raise InputError("there are no prompts, and so no tokens; give at least one")
         longest = max(len(p) for p in prompts)
-        with refusals():
+        with refusals(runner.ArtefactError):
             cache = self.model.cache(len(prompts), longest + new_tokens)
             logits = [self.model.read(cache, row, prompt, 256)[-1] for row, prompt in enumerate(prompts)]
         steps = list(self.model.generate(cache, np.stack(logits), new_tokens)) if new_tokens else []
         return [[step[row] for step in steps] for row in range(len(prompts))]
 
     def time(self, prompt: Sequence[int], new_tokens: int, chunk_tokens: int, batch: int = 1) -> Timing:
-        with refusals():
+        with refusals(runner.ArtefactError):
             cache = self.model.cache(batch, len(prompt) + new_tokens)
         start = time.perf_counter()
         logits = np.stack([self.model.read(cache, row, prompt, chunk_tokens)[-1] for row in range(batch)])
@@ -125,8 +115,8 @@ class OnnxRuntimeExecutor:
         companions = self.weights.companions()
         return (
             Artifact("config.json", self.weights.config.encode()),
-            Artifact(runner.KV, _json(kv)),
-            Artifact(runner.CHAT, _json(chat_json(companions))),
+            Artifact(runner.KV, json_bytes(kv)),
+            Artifact(runner.CHAT, json_bytes(chat_json(companions))),
             Artifact(runner.GRAPH, model.SerializeToString()),
             Artifact(runner.GRAPH_DATA, graph.data()),
             Artifact("runner.py", RUNNER.read_bytes()),
@@ -155,28 +145,18 @@ class OnnxRuntimeExecutor:
         return matrix.dense() if isinstance(matrix, codes.Blocks) else matrix
 
 
-@contextmanager
-def loaded(directory: Path, threads: int = 0) -> Iterator[runner.PlannedModel]:
-    """An emitted artefact's model, checked against its manifest; what is wrong with it, as an error of this project."""
-    try:
-        yield runner.load(directory, threads)
-    except runner.ArtefactError as error:
-        raise TamperedArtifact(str(error)) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{directory}: is not an artefact of this runtime ({error})") from error
-
-
 def load(directory: Path) -> OnnxRuntimeSession:
     """An emitted artefact, checked against its manifest."""
-    with loaded(directory) as model:
-        return OnnxRuntimeSession(model)
+    with opening(directory, runner.ArtefactError):
+        return OnnxRuntimeSession(runner.load(directory))
 
 
 def reply(directory: Path, prompt: str, new_tokens: int, chunk_tokens: int) -> Iterator[str]:
     """An artefact's reply to a prompt, piece by piece."""
-    with loaded(directory) as model:
+    model = load(directory).model
+    with opening(directory, runner.ArtefactError):
         chat = runner.Chat.of(directory)
-    with refusals():
+    with refusals(runner.ArtefactError):
         tokens = chat.ask(prompt)
         cache = model.cache(1, len(tokens) + new_tokens)
         yield from runner.answer(model, chat, cache, tokens, new_tokens, chunk_tokens)
@@ -188,7 +168,3 @@ def counted(graph: Graph) -> tuple[int, int]:
     static_bytes = sum(v.nbytes for n, v in graph.constants.items() if n.startswith("scale."))
     others = sum(v.nbytes for n, v in graph.constants.items() if not n.startswith(("scale.", *made)))
     return others, static_bytes
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()

@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto
 
 from backends.onnxruntime import runner
-from backends.onnxruntime.executor import OnnxRuntimeSession, loaded
+from backends.onnxruntime.executor import OnnxRuntimeSession, load
 from backends.onnxruntime.sessions import with_data
 
 QUANTISED = ("k_quant_type", "v_quant_type", "kv_cache_bit_width")
@@ -19,27 +19,27 @@ FILLED, SLOTS, BIAS, SCALES = 5, 6, 10, slice(12, 14)
 def uncompressed(directory: Path) -> OnnxRuntimeSession:
     """The artefact's graph, every attention node reading a float32 cache that nothing leaves but what the layer's own
     training window hides."""
-    with loaded(directory) as artefact:
-        model = onnx.load(str(directory / runner.GRAPH), load_external_data=False)
-        reaches = [group["reach"] for group in artefact.layout["groups"]]
-        groups = {reach: number for number, reach in enumerate(dict.fromkeys(reaches))}
-        of_group = {f"filled.{old}": (groups[reach], reach is not None) for old, reach in enumerate(reaches)}
-        for node in model.graph.node:
-            if node.op_type == "GroupQueryAttention":
-                number, windowed = of_group[node.input[FILLED]]
-                _keep_everything(node, number, windowed)
-        _redeclare(model, groups)
-        layout: runner.KvLayout = {
-            **artefact.layout,
-            "groups": [{"sinks": 0, "alpha": None, "beta": 0.0, "reach": reach} for reach in groups],
-            "layers": [
-                [{**each, "group": groups[reaches[each["group"]]], "bits": 32} for each in layer]
-                for layer in artefact.layout["layers"]
-            ],
-        }
-        data = (directory / runner.GRAPH_DATA).read_bytes()
-        session = with_data(model, data)
-        return OnnxRuntimeSession(runner.PlannedModel(session, layout, artefact.weight_bytes, 0))
+    artefact = load(directory).model
+    model = onnx.load(str(directory / runner.GRAPH), load_external_data=False)
+    reaches = [group["reach"] for group in artefact.layout["groups"]]
+    groups = {reach: number for number, reach in enumerate(dict.fromkeys(reaches))}
+    of_group = {f"filled.{old}": (groups[reach], reach is not None) for old, reach in enumerate(reaches)}
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            number, windowed = of_group[node.input[FILLED]]
+            _keep_everything(node, number, windowed)
+    _redeclare(model, groups)
+    layout: runner.KvLayout = {
+        **artefact.layout,
+        "groups": [{"sinks": 0, "alpha": None, "beta": 0.0, "reach": reach} for reach in groups],
+        "layers": [
+            [{**each, "group": groups[reaches[each["group"]]], "bits": 32} for each in layer]
+            for layer in artefact.layout["layers"]
+        ],
+    }
+    data = (directory / runner.GRAPH_DATA).read_bytes()
+    session = with_data(model, data)
+    return OnnxRuntimeSession(runner.PlannedModel(session, layout, artefact.weight_bytes, 0))
 
 
 def _keep_everything(node: onnx.NodeProto, group: int, windowed: bool) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,9 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from backends.artefacts import json_bytes, opening, refusals
 from backends.transformers import layout, runner
 from backends.transformers.grouped import dequantise, quantise
-from planner.errors import InputError, TamperedArtifact
 from planner.executor import Artifact, Capabilities, KvStatics, Timing, Weights
 from planner.formats import GROUPED_BITS, ROTATED_BITS, grouped, rotated
 from planner.plan import Plan
@@ -39,15 +38,6 @@ CAPABILITIES = Capabilities(
 )
 
 
-@contextmanager
-def refusals() -> Iterator[None]:
-    """What the runner refuses, as an error of this project."""
-    try:
-        yield
-    except runner.ArtefactError as error:
-        raise InputError(str(error)) from error
-
-
 @dataclass
 class TransformersSession:
     """A planned model in this process."""
@@ -55,7 +45,7 @@ class TransformersSession:
     model: runner.PlannedModel
 
     def score(self, tokens: Sequence[int], first: int, chunk_tokens: int) -> NDArray[np.float32]:
-        with refusals():
+        with refusals(runner.ArtefactError):
             cache = self.model.cache(1, len(tokens))
         ids = torch.tensor([list(tokens)])
         rows: list[Tensor] = []
@@ -69,14 +59,14 @@ class TransformersSession:
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
         longest = max((len(p) for p in prompts), default=0)
-        with refusals():
+        with refusals(runner.ArtefactError):
             cache = self.model.cache(len(prompts), longest + new_tokens)
             logits = self.model.prefill(cache, prompts, 256)
         steps = torch.stack(list(self.model.generate(cache, logits, new_tokens)), 1)
         return [[int(t) for t in row] for row in steps]
 
     def time(self, prompt: Sequence[int], new_tokens: int, chunk_tokens: int, batch: int = 1) -> Timing:
-        with refusals():
+        with refusals(runner.ArtefactError):
             cache = self.model.cache(batch, len(prompt) + new_tokens)
         start = time.perf_counter()
         logits = self.model.prefill(cache, [prompt] * batch, chunk_tokens)
@@ -117,7 +107,7 @@ class TransformersExecutor:
         if self._built is None or self._built[0] != key:
             self._built = None  # frees the old weights before the new ones are built
             formats, tensors = layout.weight_tensors(plan, self.weights)
-            with refusals():
+            with refusals(runner.ArtefactError):
                 self._built = (key, runner.build(json.loads(self.weights.config), formats, tensors))
         kv = dict(layout.kv_tensors(plan, self.statics))
         return TransformersSession(runner.PlannedModel(self._built[1], layout.kv_layout(plan, self.spec), kv))
@@ -130,8 +120,8 @@ class TransformersExecutor:
         tensors |= dict(layout.kv_tensors(plan, self.statics))
         return (
             Artifact("config.json", self.weights.config.encode()),
-            Artifact("kv.json", _json(layout.kv_layout(plan, spec))),
-            Artifact("weights.json", _json(formats)),
+            Artifact("kv.json", json_bytes(layout.kv_layout(plan, spec))),
+            Artifact("weights.json", json_bytes(formats)),
             Artifact("weights.safetensors", save(tensors)),
             Artifact("runner.py", RUNNER.read_bytes()),
             *self.weights.companions(),
@@ -168,20 +158,12 @@ class TransformersExecutor:
 
 def load(directory: Path) -> TransformersSession:
     """An emitted artefact, checked against its manifest."""
-    try:
+    with opening(directory, runner.ArtefactError):
         return TransformersSession(runner.load(directory))
-    except runner.ArtefactError as error:
-        raise TamperedArtifact(str(error)) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{directory}: is not an artefact of this runtime ({error})") from error
 
 
 def reply(directory: Path, prompt: str, new_tokens: int, chunk_tokens: int) -> Iterator[str]:
     """An artefact's reply to a prompt, piece by piece."""
     model = load(directory).model
-    with refusals():
+    with refusals(runner.ArtefactError):
         yield from runner.answer(model, directory, prompt, new_tokens, chunk_tokens, raw=False)
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()

@@ -1,0 +1,36 @@
+"""What backends share in writing and opening artefacts: JSON files, and a runner's refusals as errors of this project.
+
+Runners stand alone in their artefacts, so each has an error class of its own.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from planner.errors import InputError, TamperedArtifact
+
+
+def json_bytes(value: object) -> bytes:
+    """A JSON file's content."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+@contextmanager
+def refusals(kind: type[Exception]) -> Iterator[None]:
+    """What a runner refuses with its own error is bad input."""
+    try:
+        yield
+    except kind as error:
+        raise InputError(str(error)) from error
+
+
+@contextmanager
+def opening(directory: Path, kind: type[Exception]) -> Iterator[None]:
+    """What a runner refuses while it opens an artefact means that its files are not those that were written."""
+    try:
+        yield
+    except kind as error:
+        raise TamperedArtifact(str(error)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{directory}: is not an artefact of this runtime ({error})") from error

@@ -41,6 +41,11 @@ def test_a_family_without_a_graph_is_told(tiny: Tiny) -> None:
         choose("onnxruntime", "local", gpt2)
 
 
+def test_graphs_for_cpus_are_not_planned_for_a_gpu(tiny: Tiny) -> None:
+    with pytest.raises(InputError, match="--backend onnxruntime: its graphs are for CPUs, and the target is a GPU"):
+        choose("onnxruntime", target("a100"), config(tiny, "llama"))
+
+
 def test_an_unknown_runtime_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match="--backend: unknown runtime 'onnxrutime'; did you mean 'onnxruntime'"):
         runtime("onnxrutime")

@@ -30,6 +30,7 @@ class Runtime:
     uncompressed: Callable[[Path], Session]
     reply: Callable[[Path, str, int, int], Iterator[str]]
     refuses: Callable[[str], str]
+    cpu_only: bool = False
 
 
 def _onnxruntime() -> Runtime:
@@ -43,6 +44,7 @@ def _onnxruntime() -> Runtime:
         uncompressed.uncompressed,
         executor.reply,
         families.refusal,
+        cpu_only=True,
     )
 
 
@@ -75,12 +77,14 @@ def choose(backend: str | None, machine: "str | HardwareProfile", config: str) -
 
     On a CPU that is ONNX Runtime, and transformers for a family it has no graph for; on a GPU transformers.
     """
+    gpu = not isinstance(machine, str) and machine.kind == "gpu"
     if backend is not None:
-        why = runtime(backend).refuses(config)
+        parts = runtime(backend)
+        why = "its graphs are for CPUs, and the target is a GPU" if gpu and parts.cpu_only else parts.refuses(config)
         if why:
             raise InputError(f"--backend {backend}: {why}; give --backend transformers")
         return backend, ()
-    if not isinstance(machine, str) and machine.kind != "cpu":
+    if gpu:
         return "transformers", ()
     why = runtime("onnxruntime").refuses(config)
     return ("transformers", (f"planned for transformers: {why}",)) if why else ("onnxruntime", ())

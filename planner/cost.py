@@ -276,35 +276,29 @@ def _head(layer: LayerSpec, choice: KvChoice, workload: Workload, hardware: Hard
     sink_each = sink_bytes(choice, layer.head_dim)
     slot_each = token_bytes(choice.k, layer.head_dim) + token_bytes(choice.v, layer.head_dim)
     shares = _shares(choice.tier, hardware)
-    flop_per_pair = 4 * layer.group * layer.head_dim * batch
-    expand_slot_s = sum(hardware.expand_kv_s(layer.head_dim, form.bits) for form in (choice.k, choice.v)) * batch
-    flop_rate, fast = _flop_per_s(hardware), _fast_bytes_per_s(hardware)
     links = _link_s_per_byte(shares, each, hardware)
-    decode = Work(
-        busy_s=max(flop_per_pair * (sinks + coded) / flop_rate, each * batch * shares[0] / fast),
-        expand_s=coded * expand_slot_s,
-        links_s=tuple(each * batch * s for s in links),
-    )
-    measured = hardware.attention_time(choice.k.bits)
-    if measured is not None:
-        each_slot = 2 * layer.head_dim * layer.group * batch
-        decode = Work(each_slot * (sinks + coded) * measured.decode_s, 0.0, decode.links_s)
     prompt, chunk = context - workload.new_tokens, workload.prefill_chunk_tokens
     start = np.arange(0, prompt, chunk, dtype=np.float64)
     tokens = np.minimum(chunk, prompt - start)
     held_sinks = np.minimum(start, sinks)
     held = np.minimum(start - held_sinks, coded)
     read = (held * slot_each + held_sinks * sink_each) * batch
-    busy = np.maximum(flop_per_pair * tokens * (held + held_sinks + tokens) / flop_rate, read * shares[0] / fast)
+    # Multiplications of a query's number with a cached one; of a prompt's tokens with all that is filled and with one
+    # another, what a window hides included.
+    each_slot = 2 * layer.group * layer.head_dim * batch
+    decode_work, prefill_work = each_slot * (sinks + coded), each_slot * tokens * (held + held_sinks + tokens)
+    measured = hardware.attention_time(choice.k.bits)
     if measured is not None:
-        # The node multiplies every token of a chunk with all that is filled, what a window hides included.
-        busy, expand_slot_s = each_slot * tokens * (held + held_sinks + tokens) * measured.prefill_s, 0.0
+        decode_s, prefill_s = decode_work * measured.decode_s, prefill_work * measured.prefill_s
+        expand_slot_s = 0.0
+    else:
+        flop_rate, fast = _flop_per_s(hardware), _fast_bytes_per_s(hardware)
+        decode_s = max(2 * decode_work / flop_rate, each * batch * shares[0] / fast)
+        prefill_s = np.maximum(2 * prefill_work / flop_rate, read * shares[0] / fast)
+        expand_slot_s = sum(hardware.expand_kv_s(layer.head_dim, form.bits) for form in (choice.k, choice.v)) * batch
     read_bytes = fsum(read.tolist())
-    prefill = Work(
-        busy_s=fsum(busy.tolist()),
-        expand_s=fsum(held.tolist()) * expand_slot_s,
-        links_s=tuple(read_bytes * s for s in links),
-    )
+    decode = Work(decode_s, coded * expand_slot_s, tuple(each * batch * s for s in links))
+    prefill = Work(fsum(prefill_s.tolist()), fsum(held.tolist()) * expand_slot_s, tuple(read_bytes * s for s in links))
     stored = each * batch + static_bytes(choice, layer)
     return Price(stored, tuple(stored * share for share in shares), decode, prefill)
 

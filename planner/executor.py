@@ -228,9 +228,8 @@ class RuntimeProbe(Protocol):
         """Attention over a cache at every width, measured whole: one token, and a chunk of a prompt."""
         ...
 
-    def decoder(self, layers: int, classes: int) -> Callable[[], object]:
-        """A call that decodes one token with so many layers, the heads of each in so many classes (1 or 2), all so
-        small that a call costs what calling costs."""
+    def decoder(self, layers: int, classes: int) -> "ProbedDecoder":
+        """A decoder of so many layers, the heads of each in so many classes (1 or 2), with next to nothing cached."""
         ...
 
 
@@ -246,3 +245,13 @@ class Probed:
     tokens: int
     work: int
     open: Callable[[], Callable[[], object]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedDecoder:
+    """A call that decodes one token, and what each layer multiplies it with that is priced already: so many `numbers`
+    in matrices of a `kind`; none where the matrices are too small to count."""
+
+    call: Callable[[], object]
+    kind: str = ""
+    numbers: int = 0

@@ -6,7 +6,7 @@ doing, is written into the profile's notes.
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -71,7 +71,7 @@ def measure(scratch: Path, progress: Progress, probe: RuntimeProbe) -> HardwareP
         weights = _expand(log, "expand weights", probe.expand_weights)
         kv = _expand(log, "expand KV", probe.expand_kv)
         products, attention = _product_times(log, probe), _attention_times(log, probe)
-        layer_s, kernel_s, step_s = _overheads(log, probe)
+        layer_s, kernel_s, step_s = _overheads(log, probe, products)
     tiers = [MemoryTier("dram", available_bytes(), memory)]
     flash = measure_flash(scratch, lambda done, of: log.step("flash reads"))
     if isinstance(flash, Flash):
@@ -164,14 +164,16 @@ def _attention_times(log: _Log, probe: RuntimeProbe) -> tuple[AttentionTime, ...
     return tuple(AttentionTime(int(bits), by[min(by)], by[max(by)]) for bits, by in found.items())
 
 
-def _overheads(log: _Log, probe: RuntimeProbe) -> tuple[float, float, float]:
-    """Seconds that a layer, a class of heads and a step take however small they are: differences of small decoders."""
-    one = log.took("step overhead", probe.decoder(1, 1), OVERHEAD_S)
-    deep = log.took("layer overhead", probe.decoder(1 + DEEP_LAYERS, 1), OVERHEAD_S)
-    parted = log.took("attention overhead", probe.decoder(1 + DEEP_LAYERS, 2), OVERHEAD_S)
-    each_class = max(parted - deep, 0.0) / (1 + DEEP_LAYERS)
-    each_layer = max(deep - one, 0.0) / DEEP_LAYERS
-    return max(each_layer - each_class, 0.0), each_class, max(one - each_layer, 0.0)
+def _overheads(log: _Log, probe: RuntimeProbe, products: Sequence[ProductTime]) -> tuple[float, float, float]:
+    """Seconds that a layer, a class of heads and a step take beside what is priced: differences of short decoders."""
+    one, deep, parted = probe.decoder(1, 1), probe.decoder(1 + DEEP_LAYERS, 1), probe.decoder(1 + DEEP_LAYERS, 2)
+    one_s = log.took("step overhead", one.call, OVERHEAD_S)
+    deep_s = log.took("layer overhead", deep.call, OVERHEAD_S)
+    parted_s = log.took("attention overhead", parted.call, OVERHEAD_S)
+    each_class = max(parted_s - deep_s, 0.0) / (1 + DEEP_LAYERS)
+    each_layer = max(deep_s - one_s, 0.0) / DEEP_LAYERS
+    priced = sum(each.seconds(1) * deep.numbers for each in products if each.kind == deep.kind)
+    return max(each_layer - each_class - priced, 0.0), each_class, max(one_s - each_layer, 0.0)
 
 
 # --- what the system says -----------------------------------------------------------------------

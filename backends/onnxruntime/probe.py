@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,37 +24,71 @@ from backends.onnxruntime.graph import (
     Matrix,
 )
 from backends.onnxruntime.sessions import with_constants
-from planner.executor import Probed
+from planner.executor import Probed, ProbedDecoder
 
-ROWS, COLS = 1536, 576
-BEYOND_CACHE_BYTES = 2**27
-"""Matrices together are at least so large, that they are read from memory, as those of a model are."""
+LLAMA = {
+    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "num_hidden_layers": 1, "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 0,
+    "eos_token_id": 0,
+}  # fmt: skip
+"""A layer of ordinary sizes: small enough to be quick, large enough that its products are spread over the cores."""
+
+COLS, ROWS, VOCAB = 576, 1536, 64
+Q_HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
+SLOTS, CHUNK = 2048, 256
+SHAPES = {
+    "q_proj": (Q_HEADS * HEAD_DIM, COLS), "k_proj": (KV_HEADS * HEAD_DIM, COLS), "v_proj": (KV_HEADS * HEAD_DIM, COLS),
+    "o_proj": (COLS, Q_HEADS * HEAD_DIM), "gate_proj": (ROWS, COLS), "up_proj": (ROWS, COLS), "down_proj": (COLS, ROWS),
+    "embed_tokens": (VOCAB, COLS), "lm_head": (VOCAB, COLS), "wide": (ROWS, COLS), "narrow": (COLS, ROWS),
+}  # fmt: skip
+LAYER_NUMBERS = sum(rows * cols for name, (rows, cols) in SHAPES.items() if name.endswith("_proj"))
 
 PRODUCT_TOKENS = (1, 8, 64, 256)
 PRODUCT_KINDS = ("float32", "block8", "block4", "block2", "exact4", "exact8")
+LAYER_KIND = "exact4"
+"""What the layers are stored as whose overhead is measured."""
 
-Q_HEADS, KV_HEADS, HEAD_DIM, SLOTS, CHUNK = 9, 3, 64, 2048, 256
-CACHES = 8
+PRODUCTS = 160
+"""Matrices that one or a few tokens are multiplied with, one behind the other: together the numbers of a model of 140
+million weights, which no cache holds in float32, while coded ones may lie in it as far as those of a model do."""
+
+CACHES = 96
+"""Layers whose caches one token attends to, for the same reason: together 300 MB in float32."""
+
+CONTEXT = 64
+"""Positions of the decoders whose overhead is measured: too few for attention to take long."""
+
+FEW = 4
+"""Matrices and caches where a chunk is read, and arithmetic decides."""
 
 
 class Noise:
-    """Random numbers as a model's, every matrix of one kind."""
+    """Random numbers as a model's, every matrix of one kind, each with memory of its own."""
 
-    def __init__(self, kind: str, rows: int, cols: int) -> None:
-        self.kind, self.rows, self.cols = kind, rows, cols
-        self.random = np.random.default_rng(0)
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._made: dict[tuple[int, int], Matrix] = {}
 
     def matrix(self, name: str) -> Matrix:
-        rows, cols = self.rows, self.cols
+        rows, cols = SHAPES[name.removesuffix(".weight").rpartition(".")[2]]
+        if (rows, cols) not in self._made:
+            self._made[rows, cols] = self._random(rows, cols)
+        made = self._made[rows, cols]
+        return replace(made, codes=made.codes.copy()) if isinstance(made, codes.Blocks) else made.copy()
+
+    def _random(self, rows: int, cols: int) -> Matrix:
+        """A matrix that leaves numbers as large as they were: vanishing ones are slow to compute with."""
+        random = np.random.default_rng(0)
         if self.kind == "float32":
-            return self.random.standard_normal((rows, cols), np.float32) * np.float32(0.02)
+            return random.standard_normal((rows, cols), np.float32) / np.float32(cols**0.5)
         bits = int(self.kind[-1])
-        numbers = self.random.integers(0, 2**bits, (rows, cols), np.uint8)
-        scale = np.full((rows, cols // codes.BLOCK), 0.04 / 2**bits, np.float32)
-        return codes.Blocks(bits, numbers, scale, scale if self.kind.startswith("exact") else None)
+        numbers = random.integers(0, 2**bits, (rows, cols), np.uint8)
+        step = (12 / cols) ** 0.5 / 2**bits
+        scale = np.full((rows, cols // codes.BLOCK), step, np.float32)
+        return codes.Blocks(bits, numbers, scale, scale * np.float32(0.5) if self.kind.startswith("exact") else None)
 
     def vector(self, name: str) -> NDArray[np.float32] | None:
-        return None if name.endswith(".bias") else np.ones(self.cols, np.float32)
+        return None if name.endswith(".bias") else np.ones(COLS, np.float32)
 
     def alike(self, names: object) -> bool:
         return True
@@ -79,31 +113,29 @@ class GraphProbe:
         return tuple(self._attention(bits, tokens) for bits in CACHE_TYPES for tokens in (1, CHUNK))
 
     def _product(self, kind: str, tokens: int) -> Probed:
-        # As many matrices as the last cache does not hold; a few where arithmetic decides.
-        bits = 32 if kind == "float32" else int(kind[-1])
-        count = 4 if tokens > 8 else 2 * -(-BEYOND_CACHE_BYTES * 4 // (ROWS * COLS * bits))
+        count = FEW if tokens > 8 else PRODUCTS
         return Probed(kind, tokens, count * ROWS * COLS, partial(self._multiplying, kind, tokens, count))
 
     @staticmethod
     def _multiplying(kind: str, tokens: int, count: int) -> Callable[[], object]:
         """Products with so many matrices, one behind the other."""
-        graph = Graph(family_of(json.dumps(TINY)), (), (), Noise(kind, ROWS, COLS), "head")
+        graph = Graph(family_of(json.dumps(LLAMA)), (), (), Noise(kind), "lm_head.weight")
         last = "x"
         for i in range(count):
-            graph.parameters = Noise(kind, *((ROWS, COLS) if i % 2 == 0 else (COLS, ROWS)))
-            last = graph.product(last, f"m{i}")
+            last = graph.product(last, f"{i}.{'wide' if i % 2 == 0 else 'narrow'}")
         model = graph.alone({"x": (TensorProto.FLOAT, ["tokens", COLS])}, last)
         session = with_constants(model, graph.constants)
         x = np.random.default_rng(1).standard_normal((tokens, COLS), np.float32)
         return lambda: session.run(None, {"x": x})
 
     def _attention(self, bits: int, tokens: int) -> Probed:
-        work = CACHES * 2 * tokens * Q_HEADS * HEAD_DIM * SLOTS
-        return Probed(str(bits), tokens, work, partial(self._attending, bits, tokens))
+        count = FEW if tokens > 1 else CACHES
+        work = count * 2 * tokens * Q_HEADS * HEAD_DIM * SLOTS
+        return Probed(str(bits), tokens, work, partial(self._attending, bits, tokens, count))
 
     @staticmethod
-    def _attending(bits: int, tokens: int) -> Callable[[], object]:
-        """A few layers' attention, each over a cache of its own that is full once the tokens are in."""
+    def _attending(bits: int, tokens: int, count: int) -> Callable[[], object]:
+        """So many layers' attention, each over a cache of its own that is full once the tokens are in."""
         width = HEAD_DIM // 2 if bits == 4 else HEAD_DIM
         make = helper.make_tensor_value_info
         heads = (("q", Q_HEADS), ("k", KV_HEADS), ("v", KV_HEADS))
@@ -119,7 +151,7 @@ class GraphProbe:
             step = np.full((KV_HEADS, 1, HEAD_DIM), 0.05, np.float32)
             constants.append(helper.make_tensor("scale", TensorProto.FLOAT, step.shape, step.ravel()))
         nodes, outputs, query = list[onnx.NodeProto](), list[onnx.ValueInfoProto](), "q"
-        for i in range(CACHES):
+        for i in range(count):
             for part in "kv":
                 for where, to in (("past", inputs), ("present", outputs)):
                     to.append(make(f"{where}.{i}.{part}", CACHE_TYPES[bits], ["b", KV_HEADS, "c", width]))
@@ -140,54 +172,40 @@ class GraphProbe:
         binding.bind_cpu_input("filled", np.array([SLOTS - 1], np.int32))
         binding.bind_cpu_input("slots", np.array(SLOTS, np.int32))
         binding.bind_cpu_input("positions", np.arange(SLOTS - tokens, SLOTS, dtype=np.int64)[None])
-        for i in range(CACHES):
+        numbers = random.standard_normal((1, KV_HEADS, SLOTS, width)) * (1 if bits == 32 else 20)
+        filled = numbers.astype(runner.WIDTHS[bits])
+        for i in range(count):
             for part in "kv":
-                filled = random.standard_normal((1, KV_HEADS, SLOTS, width)) * (1 if bits == 32 else 20)
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(filled.astype(runner.WIDTHS[bits]))
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(filled.copy())
                 binding.bind_ortvalue_input(f"past.{i}.{part}", value)
                 binding.bind_ortvalue_output(f"present.{i}.{part}", value)
         binding.bind_output(query)
         return lambda: session.run_with_iobinding(binding)
 
-    def decoder(self, layers: int, classes: int) -> Callable[[], object]:
-        heads = ((0, 1),) if classes == 1 else ((0,), (1,))
+    def decoder(self, layers: int, classes: int) -> ProbedDecoder:
+        heads = ((0, 1, 2),) if classes == 1 else ((0, 2), (1,))
         empty = np.zeros((0, 0), np.float32)
         kinds = tuple(HeadClass(each, i, i > 0, 32, empty, empty) for i, each in enumerate(heads))
-        turns = np.ones((64, 16), np.float32)
-        shape = LayerShape(2, 2, 32, kinds, 0)
-        family = family_of(json.dumps({**TINY, "num_hidden_layers": layers}))
-        graph = Graph(family, [shape] * layers, [(turns, turns)], TinyNoise(), "lm_head.weight")
+        turns = np.ones((CONTEXT, HEAD_DIM // 2), np.float32)
+        shape = LayerShape(Q_HEADS, KV_HEADS, HEAD_DIM, kinds, 0)
+        family = family_of(json.dumps({**LLAMA, "num_hidden_layers": layers}))
+        graph = Graph(family, [shape] * layers, [(turns, turns)], Noise(LAYER_KIND), "lm_head.weight")
         session = with_constants(graph.model(), graph.constants)
         entries: list[list[runner.ClassEntry]] = [
-            [{"heads": len(k.heads), "group": k.group, "bits": 32, "head_dim": 32} for k in kinds]
+            [{"heads": len(k.heads), "group": k.group, "bits": 32, "head_dim": HEAD_DIM} for k in kinds]
         ] * layers
         groups: list[runner.GroupEntry] = [
             {"sinks": 0, "alpha": None if i == 0 else 16, "beta": 0.0, "reach": None} for i in range(classes)
         ]
-        planned = runner.PlannedModel(
-            session, {"max_positions": 64, "vocab": 64, "groups": groups, "layers": entries}, 0, 0
-        )
-        cache = planned.cache(1, 64)
+        layout: runner.KvLayout = {"max_positions": CONTEXT, "vocab": VOCAB, "groups": groups, "layers": entries}
+        planned = runner.PlannedModel(session, layout, 0, 0)
+        cache = planned.cache(1, CONTEXT)
         planned.read(cache, 0, [1] * 20, 32)
         full = cache.save(0)
 
         def step() -> object:
-            if len(cache.tokens[0]) == 64:
+            if len(cache.tokens[0]) == CONTEXT:
                 cache.restore(0, full)
             return planned.step(cache, [1]).argmax(-1)
 
-        return step
-
-
-TINY = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 0,
-    "eos_token_id": 0,
-}  # fmt: skip
-
-
-class TinyNoise(Noise):
-    """The numbers of a decoder of TINY's shape, stored as a source's grid is."""
-
-    def __init__(self) -> None:
-        super().__init__("exact4", 64, 64)
+        return ProbedDecoder(step, LAYER_KIND, LAYER_NUMBERS)

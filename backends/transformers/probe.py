@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from backends.transformers.grouped import quantise
 from backends.transformers.runner import ClassEntry, Code, Packed, PlannedModel, pack
-from planner.executor import Probed
+from planner.executor import Probed, ProbedDecoder
 
 ROWS, COLS, GROUP = 1536, 576, 32
 HEADS, TOKENS, HEAD_DIM = 3, 2048, 64
@@ -70,7 +70,7 @@ class RunnerProbe:
     def attention(self) -> tuple[Probed, ...]:
         return ()
 
-    def decoder(self, layers: int, classes: int) -> Callable[[], object]:
+    def decoder(self, layers: int, classes: int) -> ProbedDecoder:
         each: list[ClassEntry] = [
             {"heads": heads, "k_bits": 4, "v_bits": 4, "sinks": 4, "alpha": 16 + i, "beta": 0.0, "reach": None}
             for i, heads in enumerate([[0, 1]] if classes == 1 else [[0], [1]])
@@ -83,4 +83,4 @@ class RunnerProbe:
             cache.seen.fill_(30)  # the cache never runs full, however often it is called
             return model.logits(model.step(cache, token)[:, -1]).argmax(-1)
 
-        return step
+        return ProbedDecoder(step)

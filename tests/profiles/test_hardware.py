@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from planner.errors import InputError
-from planner.executor import Probed
+from planner.executor import Probed, ProbedDecoder
 from planner.hardware import HardwareProfile
 from profiles import flash, hardware
 from profiles.flash import Flash, NoFlash, file_system, measure_flash
@@ -45,14 +45,14 @@ class PackedBytes:
 
         return attention(1), attention(64)
 
-    def decoder(self, layers: int, classes: int) -> Callable[[], object]:
+    def decoder(self, layers: int, classes: int) -> ProbedDecoder:
         def step() -> torch.Tensor:
             x = self.hidden
             for _ in range(layers * classes):
                 x = torch.nn.functional.silu(x) * self.hidden
             return x.argmax(-1)
 
-        return step
+        return ProbedDecoder(step)
 
 
 @pytest.fixture(scope="module")

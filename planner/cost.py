@@ -287,9 +287,10 @@ def _head(layer: LayerSpec, choice: KvChoice, workload: Workload, hardware: Hard
     # another, what a window hides included.
     each_slot = 2 * layer.group * layer.head_dim * batch
     decode_work, prefill_work = each_slot * (sinks + coded), each_slot * tokens * (held + held_sinks + tokens)
-    measured = hardware.attention_time(choice.k.bits)
+    measured = hardware.attention_time(choice.k.bits, layer.head_dim)
     if measured is not None:
-        decode_s, prefill_s = decode_work * measured.decode_s, prefill_work * measured.prefill_s
+        decode_s = decode_work * float(_at(measured.decode, sinks + coded))
+        prefill_s = prefill_work * _at(measured.prefill, held + held_sinks + tokens)
         expand_slot_s = 0.0
     else:
         flop_rate, fast = _flop_per_s(hardware), _fast_bytes_per_s(hardware)
@@ -301,6 +302,12 @@ def _head(layer: LayerSpec, choice: KvChoice, workload: Workload, hardware: Hard
     prefill = Work(fsum(prefill_s.tolist()), fsum(held.tolist()) * expand_slot_s, tuple(read_bytes * s for s in links))
     stored = each * batch + static_bytes(choice, layer)
     return Price(stored, tuple(stored * share for share in shares), decode, prefill)
+
+
+def _at(points: tuple[tuple[int, float], ...], slots: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds at each number of slots: linear between points, the nearest point's outside of them."""
+    sizes, seconds = zip(*points, strict=True)
+    return np.asarray(np.interp(slots, sizes, seconds))
 
 
 @lru_cache(maxsize=2**17)

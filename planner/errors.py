@@ -5,6 +5,7 @@
         TamperedArtifact    1   a file of an artefact is not the one its manifest lists
       Infeasible            3   no plan meets the limits; names the binding one
       VerificationFailed    4   the artefact ran and nothing, dense included, met the limits
+      Regression            5   this machine is slower than its baseline allows
       InvalidSpace          70  a pass broke the rules of the representation: ours to fix
 
 Exit code 2 (wrong usage) is click's own.
@@ -37,6 +38,12 @@ class VerificationFailed(PlannerError):
     """The artefact was run and does not keep what the plan promised."""
 
     exit_code = 4
+
+
+class Regression(PlannerError):
+    """What was measured is worse than a baseline by more than was tolerated."""
+
+    exit_code = 5
 
 
 class InvalidSpace(PlannerError):

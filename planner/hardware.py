@@ -3,10 +3,11 @@
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
+from math import isfinite, log
 from typing import Literal
 
 from planner.errors import InputError
+from planner.measured import Curve, Machine, by_name
 
 Provenance = Literal["measured", "fitted", "datasheet"]
 
@@ -102,16 +103,25 @@ class ProductTime:
 
 @dataclass(frozen=True, slots=True)
 class AttentionTime:
-    """Attention over a cache of one width, measured whole: seconds for a multiplication of a query's number with a
-    cached one, when one token is decoded and when a chunk of a prompt is read."""
+    """Attention over a cache of one width by heads of one size, measured whole as a runtime does it.
+
+    decode, prefill  (slots of the cache, seconds for a multiplication of a query's number with a cached one), slots
+                     rising: when one token is decoded, and when a chunk of a prompt is read
+    """
 
     bits: int
-    decode_s: float
-    prefill_s: float
+    head_dim: int
+    decode: tuple[tuple[int, float], ...]
+    prefill: tuple[tuple[int, float], ...]
 
     def __post_init__(self) -> None:
-        _positive(f"attention_times.{self.bits}: decode_s", self.decode_s)
-        _positive(f"attention_times.{self.bits}: prefill_s", self.prefill_s)
+        where = f"attention_times.{self.bits}, heads of {self.head_dim}"
+        _positive(f"{where}: head_dim", self.head_dim)
+        for name, points in (("decode", self.decode), ("prefill", self.prefill)):
+            if not points or any(a >= b for (a, _), (b, _) in pairwise(points)):
+                raise InputError(f"{where}: {name} needs its slots in rising order, each once")
+            for _, seconds in points:
+                _positive(f"{where}: {name}: seconds", seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +135,8 @@ class HardwareProfile:
     attention aside; each class of heads that attends in one call adds `kernel_overhead_s`. Where the runtime's products
     and attention were measured whole, `product_times` and `attention_times` take the place of all of these rates.
 
-    `efficiency` is the share of the stated bandwidths and throughputs that real kernels reach: 1 where they were
+    `curves` is what was timed on a `machine`, figure by figure with its spread; all the rest follows from it where the
+    profile was measured here. `efficiency` is the share of the stated bandwidths and throughputs that real kernels reach: 1 where they were
     measured. `error` is the relative half-width of a predicted time.
     """
 
@@ -147,6 +158,8 @@ class HardwareProfile:
     attention_times: tuple[AttentionTime, ...] = ()
     notes: tuple[str, ...] = ()
     efficiency: float = 1.0
+    machine: Machine | None = None
+    curves: tuple[Curve, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tiers:
@@ -163,6 +176,7 @@ class HardwareProfile:
                 raise InputError(f"target {self.name}: {name}: found {value}; must be 0 or more")
         if not 0 < self.efficiency <= 1:
             raise InputError(f"target {self.name}: efficiency: found {self.efficiency}; must be above 0 and at most 1")
+        by_name(self.curves)
         self.flop_per_s(self.float_bits)
 
     @property
@@ -193,14 +207,15 @@ class HardwareProfile:
         known = ", ".join(each.kind for each in self.product_times)
         raise InputError(f"target {self.name}: product_times has no {kind}; it has {known}; {MEASURE_AGAIN}")
 
-    def attention_time(self, bits: float) -> AttentionTime | None:
-        """What was measured of attention at a width; None where attention was not measured whole."""
+    def attention_time(self, bits: float, head_dim: int) -> AttentionTime | None:
+        """What was measured of attention at a width, by heads of the size nearest in ratio; None where attention was not
+        measured whole."""
         if not self.attention_times:
             return None
-        for each in self.attention_times:
-            if each.bits == bits:
-                return each
-        known = ", ".join(str(each.bits) for each in self.attention_times)
+        alike = [each for each in self.attention_times if each.bits == bits]
+        if alike:
+            return min(alike, key=lambda each: abs(log(each.head_dim / head_dim)))
+        known = ", ".join(str(bits) for bits in dict.fromkeys(each.bits for each in self.attention_times))
         raise InputError(
             f"target {self.name}: attention_times has none of {bits:g} bits; it has {known}; {MEASURE_AGAIN}"
         )

@@ -14,7 +14,7 @@ field is an InputError that says where in the document, what was found and what 
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -41,15 +41,11 @@ from planner.codecs import (
 from planner.errors import InputError
 from planner.files import read_text, write_text
 from planner.mismatch import Mismatch, kebab, shown
+from planner.upgrades import UPGRADES, VERSIONS
 from planner.yaml_text import Plain, parse, write
 
 T = TypeVar("T")
 _NOT_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-
-# A document type whose fields change gets its new version here, and in UPGRADES, by its old schema, the function that
-# lifts an old document: {"planner/plan@1": plan_1_to_2}.
-VERSIONS: Mapping[str, int] = {}
-UPGRADES: Mapping[str, Callable[[dict[str, Plain]], dict[str, Plain]]] = {}
 
 
 def schema(kind: type) -> str:

@@ -110,7 +110,7 @@ def target(name: str) -> HardwareProfile:
 def hardware_profile_from_yaml(path: Path) -> HardwareProfile:
     """The profile in a file: a target with sources, or one that was measured and dumped."""
     data = parse(read_text(path), str(path))
-    if isinstance(data, dict) and data.get("schema") == schema(HardwareProfile):
+    if isinstance(data, dict) and str(data.get("schema")).startswith(schema(HardwareProfile).partition("@")[0]):
         return build(data, HardwareProfile, str(path))
     return _profile(build(data, Target, str(path)), path)
 

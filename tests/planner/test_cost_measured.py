@@ -43,7 +43,10 @@ MACHINE = HardwareProfile(
         ProductTime("block8", ((1, 2e-10), (101, 1.02e-8))),
         ProductTime("exact4", ((1, 1.5e-10), (101, 1.015e-8))),
     ),
-    attention_times=(AttentionTime(32, 2e-10, 4e-11), AttentionTime(8, 1e-10, 2e-10)),
+    attention_times=(
+        AttentionTime(32, 64, ((512, 2e-10),), ((512, 4e-11),)),
+        AttentionTime(8, 64, ((512, 1e-10),), ((512, 2e-10),)),
+    ),
 )
 Q4_1 = TensorSpec("0.up", 0, 512, 256, native=WeightFormat(4, "native", 32), native_bytes=512 * 256 * 5 // 8)
 Q8_0 = TensorSpec("0.down", 0, 256, 512, native=WeightFormat(8, "native", 32), native_bytes=512 * 256 * 17 // 16)
@@ -111,3 +114,28 @@ def test_a_whole_choice_sums_to_its_parts() -> None:
     assert items["matrices"] == pytest.approx(512 * 256 * (1.5e-10 + 2e-10))
     assert items["attention"] == pytest.approx((1024 + 64) * 2 * 64 * 3 * 2e-10)
     assert items["expanding weights"] == items["expanding the cache"] == 0
+
+
+def test_attention_goes_by_how_much_is_cached() -> None:
+    curve = AttentionTime(32, 64, ((64, 4e-10), (1064, 2e-10)), ((100, 1e-11), (1000, 3e-11)))
+    machine = replace(MACHINE, attention_times=(curve,))
+    overhead, each = MACHINE.kernel_overhead_s / 2, 2 * 64 * 3
+    assert decode(kv(FLOAT32), machine=machine) == pytest.approx(1024 * each * 2.08e-10 + overhead)  # 0.96 of the way
+    assert decode(kv(FLOAT32, Window(28)), machine=machine) == pytest.approx(32 * each * 4e-10 + overhead)
+    first = usage(KvSite(0, 0), kv(FLOAT32), MODEL, replace(WORK, context_tokens=(124,)), machine, 1)["ttft_s.core"]
+    assert first == pytest.approx(100 * 100 * each * 1e-11 + overhead)
+
+
+def test_attention_goes_by_the_nearest_head_size() -> None:
+    wide = replace(MACHINE.attention_times[0], head_dim=128, decode=((512, 1e-10),))
+    machine = replace(MACHINE, attention_times=(MACHINE.attention_times[0], wide))
+    nearest = [machine.attention_time(32, size) for size in (16, 64, 80, 96, 256)]
+    assert [each.head_dim for each in nearest if each is not None] == [64, 64, 64, 128, 128]
+
+
+def test_a_curve_never_goes_back() -> None:
+    for decode_points in ((), ((64, 1e-10), (64, 2e-10)), ((128, 1e-10), (64, 1e-10))):
+        with pytest.raises(InputError, match="heads of 64: decode needs its slots in rising order"):
+            AttentionTime(32, 64, decode_points, ((64, 1e-10),))
+    with pytest.raises(InputError, match="prefill: seconds: found 0"):
+        AttentionTime(32, 64, ((64, 1e-10),), ((64, 0.0),))

@@ -207,6 +207,11 @@ class RuntimeProbe(Protocol):
     """
 
     @property
+    def runtime(self) -> str:
+        """Its name, as 'planner backends' has it."""
+        ...
+
+    @property
     def name(self) -> str:
         """Runtime and version, for the profile's sources."""
         ...
@@ -224,8 +229,12 @@ class RuntimeProbe(Protocol):
         before it multiplies, whose speed `expand_weights` and the machine's own products tell."""
         ...
 
-    def attention(self) -> Sequence["Probed"]:
-        """Attention over a cache at every width, measured whole: one token, and a chunk of a prompt."""
+    def attention(self) -> Sequence["ProbedAttention"]:
+        """Attention over caches of every width, head size and length, measured whole: one token, and a prompt's chunk.
+
+        Of one token also over next to nothing, `FEW_SLOTS`: that tells what the call takes, which the decoders of
+        `decoder` take as well and attention is not priced at twice.
+        """
         ...
 
     def decoder(self, layers: int, classes: int) -> "ProbedDecoder":
@@ -235,10 +244,9 @@ class RuntimeProbe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """One measured piece: products of a `kind`, or attention over a cache of `kind` bits, for so many tokens.
+    """One measured piece: products of a `kind` for so many tokens.
 
-    `work` is what one call does: numbers of the matrices it multiplies with, or multiplications of a query's number
-    with a cached one. `open` makes the data and gives the call.
+    `work` is the numbers of the matrices that one call multiplies with. `open` makes the data and gives the call.
     """
 
     kind: str
@@ -247,11 +255,33 @@ class Probed:
     open: Callable[[], Callable[[], object]]
 
 
+FEW_SLOTS = 64
+"""Slots of a cache over which attention takes hardly longer than its call."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedAttention:
+    """One measured piece: `layers` layers' attention of so many tokens over caches of so many slots.
+
+    `work` is what one layer's does: multiplications of a query's number with a cached one.
+    """
+
+    bits: int
+    head_dim: int
+    slots: int
+    tokens: int
+    layers: int
+    work: int
+    open: Callable[[], Callable[[], object]]
+
+
 @dataclass(frozen=True, slots=True)
 class ProbedDecoder:
-    """A call that decodes one token, and what each layer multiplies it with that is priced already: so many `numbers`
-    in matrices of a `kind`; none where the matrices are too small to count."""
+    """A call that decodes one token, and what of it is priced already in each layer: products with so many `numbers` in
+    matrices of a `kind`, and attention over a float cache that does so many multiplications (`attended`); none where
+    they are too few to count."""
 
     call: Callable[[], object]
     kind: str = ""
     numbers: int = 0
+    attended: int = 0

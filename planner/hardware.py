@@ -136,8 +136,8 @@ class HardwareProfile:
     and attention were measured whole, `product_times` and `attention_times` take the place of all of these rates.
 
     `curves` is what was timed on a `machine`, figure by figure with its spread; all the rest follows from it where the
-    profile was measured here. `efficiency` is the share of the stated bandwidths and throughputs that real kernels reach: 1 where they were
-    measured. `error` is the relative half-width of a predicted time.
+    profile was measured here. `efficiency` is the share of the stated bandwidths and throughputs that real kernels
+    reach: 1 where they were measured. `error` is the relative half-width of a predicted time.
     """
 
     name: str
@@ -208,8 +208,8 @@ class HardwareProfile:
         raise InputError(f"target {self.name}: product_times has no {kind}; it has {known}; {MEASURE_AGAIN}")
 
     def attention_time(self, bits: float, head_dim: int) -> AttentionTime | None:
-        """What was measured of attention at a width, by heads of the size nearest in ratio; None where attention was not
-        measured whole."""
+        """What was measured of attention at a width, by heads of the size nearest in ratio; None where attention was
+        not measured whole."""
         if not self.attention_times:
             return None
         alike = [each for each in self.attention_times if each.bits == bits]

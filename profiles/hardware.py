@@ -1,222 +1,269 @@
 """What this machine can do, measured: memory, matrix products, flash, and the pieces of a runtime that runs here.
 
-Takes about half a minute. Every figure is the median of repeats; how far they spread, and what else the machine was
-doing, is written into the profile's notes.
+Takes about a minute. Every figure is the median of repeats and stands in the profile's curves beside its spread; what
+the cost model reads is computed from them.
 """
 
-import os
-import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import date
+from functools import partial
+from os import cpu_count
 from pathlib import Path
+from statistics import quantiles
 
-import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch
 
-from planner.executor import Progress, RuntimeProbe
+from planner.errors import InputError
+from planner.executor import FEW_SLOTS, ProbedAttention, ProbedDecoder, RuntimeProbe
 from planner.hardware import AttentionTime, HardwareProfile, MemoryTier, ProductTime, Rates
-from profiles.flash import Flash, measure_flash
-from profiles.timing import NOISY, timed
+from planner.measured import Curve, Machine, by_name, complaints
+from profiles.flash import FILE_BYTES, QUICK_FILE_BYTES, FlashFile, NoFlash, flash_file, flash_pieces, flashing
+from profiles.machine import available_bytes, cpu_flags, cpu_name, cpu_seconds, last_cache_bytes, load_average
+from profiles.memory import memory_pieces, reading
+from profiles.record import Order, Piece, calls, take
+from profiles.tensor_ops import Ground, attention_pieces, product_pieces
+from profiles.timing import wall_clock
 
 EXPAND_BITS = (2, 3, 4, 5, 8, 16)
 LEAST_ERROR, MOST_ERROR = 0.25, 1.0
 """What repeats of one call do not show (other shapes, another day) is at least 0.25; beyond 1 nothing is known."""
 
-MEMORY_S, MATMUL_S, EXPAND_S, OVERHEAD_S, PRODUCT_S = 1.5, 1.0, 0.5, 1.5, 0.6
+MATMUL_S, EXPAND_S, OVERHEAD_S, PRODUCT_S, ATTENTION_S = 0.4, 0.4, 1.5, 0.35, 0.3
+QUICK_SHARE = 0.2
+"""Of every budget, where a quick profile is asked for."""
+
+QUICK_SLOTS, QUICK_HEAD_DIM = 2048, 64
+"""Longest caches and largest heads of a quick profile."""
+
 DEEP_LAYERS = 16
-BATCHED_TOKENS = 256
+TOKENS = (1, 16, 64, 512)
 MATRIX = 2048
-FEATURES = Path("/proc/cpuinfo")
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+SDPA_SLOTS, SDPA_HEAD_DIMS = (512, 2048, 8192), (64, 128)
 BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"})
 
 
-@dataclass(slots=True)
-class _Log:
-    """What measuring said so far: notes, the widest spread, and how far it is."""
-
-    progress: Progress
-    of: int
-    done: int = 0
-    spread: float = 0.0
-    notes: list[str] = field(default_factory=list)
-
-    def took(self, what: str, call: Callable[[], object], budget_s: float) -> float:
-        """The seconds of a call, its spread remembered; if noisy it is timed again and the quieter time taken."""
-        each = timed(call, budget_s)
-        if each.spread > NOISY:
-            each = min(each, timed(call, budget_s), key=lambda one: one.spread)
-        self.spread = max(self.spread, each.spread)
-        if each.spread > NOISY:
-            self.notes.append(f"{what} spread by {each.spread:.0%} (middle half of the repeats)")
-        self.step(what)
-        return each.seconds
-
-    def step(self, what: str) -> None:
-        self.done = min(self.done + 1, self.of)
-        self.progress(what, self.done, self.of)
+def this_machine(runtime: str, software: tuple[str, ...]) -> Machine:
+    """This machine's CPU, nothing measured yet."""
+    return Machine("cpu", cpu_name(), cpu_count() or 1, runtime, software, "", False, load_average(), 0.0)
 
 
-def measure(scratch: Path, progress: Progress, probe: RuntimeProbe) -> HardwareProfile:
-    """The profile of this machine's CPU and of the device that holds `scratch`, for the runtime behind `probe`."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    whole = len(probe.products()) + len(probe.attention())
-    log = _Log(progress, of=19 + 2 * len(EXPAND_BITS) + whole)
-    flags = cpu_flags()
-    with torch.inference_mode():
-        memory = _memory_bytes_per_s(log)
-        matmul = _matmul_flop_per_s(log, flags)
-        weights = _expand(log, "expand weights", probe.expand_weights)
-        kv = _expand(log, "expand KV", probe.expand_kv)
-        products, attention = _product_times(log, probe), _attention_times(log, probe)
-        layer_s, kernel_s, step_s = _overheads(log, probe, products)
-    tiers = [MemoryTier("dram", available_bytes(), memory)]
-    flash = measure_flash(scratch, lambda done, of: log.step("flash reads"))
-    if isinstance(flash, Flash):
-        tiers.append(MemoryTier("flash", flash.capacity_bytes, flash.sequential_bytes_per_s, flash.curve))
-        log.spread = max(log.spread, flash.spread)
-        log.notes += [*flash.notes, "flash curve: random blocks, one read at a time; its rate: 4 MiB blocks in order"]
-    else:
-        log.notes.append(f"no flash tier: {flash.reason}")
-    if "hypervisor" in flags:
-        log.notes.append("virtual machine: its host may cache flash reads and share the cores")
-    cpus = os.cpu_count() or 1
-    busy = "; the machine was busy, and figures may be far too low" if load > cpus / 2 else ""
-    log.notes.append(f"load average {load:.2f} on {cpus} CPUs when measuring began{busy}")
-    progress("measured", log.of, log.of)
+def software(probe: RuntimeProbe) -> tuple[str, ...]:
+    """What a CPU profile's figures depend on, with versions."""
+    return probe.name, f"torch {torch.__version__}"
+
+
+def measure(order: Order, probe: RuntimeProbe) -> HardwareProfile:
+    """The profile of this machine's CPU and of a flash device, for the runtime behind `probe`."""
+    machine = replace(this_machine(probe.runtime, software(probe)), quick=order.quick)
+    before = cpu_seconds()
+    with ExitStack() as stack, torch.inference_mode():
+        notes, flash = opened_flash(order, stack)
+        decoders = _decoders(probe)
+        pieces = [*cpu_pieces(probe, order.quick, machine.threads), *(piece for _, _, piece in decoders)]
+        if flash is not None:
+            pieces += flash_pieces(flash, order.write, order.quick)
+        curves = take(hastened(pieces, order.quick), order.progress, order.doubts)
+    named = by_name(curves)
+    attention = _attention_times(named, probe)
+    products = _product_times(named, probe)
+    layer_s, kernel_s, step_s = _overheads(named, decoders, products, attention)
+    rate = named[reading(machine.threads)].points[-1][1]
+    machine = replace(
+        machine, others_share=before.others_share(cpu_seconds()), flash=str(flash_directory(order, flash))
+    )
     return HardwareProfile(
         name="local",
         kind="cpu",
         float_bits=32,
-        tiers=tuple(tiers),
-        matmul_flop_per_s=matmul,
+        tiers=(MemoryTier("dram", available_bytes(), rate), *flash_tier(flash, named)),
+        matmul_flop_per_s=throughput(named),
         layer_overhead_s=layer_s,
         step_overhead_s=step_s,
         kernel_overhead_s=kernel_s,
         provenance="measured",
-        error=min(max(LEAST_ERROR, log.spread), MOST_ERROR),
-        sources=(
-            f"measured on {cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {probe.name}",
-        ),
+        error=error(curves, LEAST_ERROR),
+        sources=(f"measured on {machine.processor}, {machine.threads} threads, {', '.join(machine.software)}",),
         date=date.today().isoformat(),
-        expand_weights_per_s=weights,
-        expand_kv_per_s=kv,
+        expand_weights_per_s=_rates(named, "expand weights"),
+        expand_kv_per_s=_rates(named, "expand KV"),
         product_times=products,
         attention_times=attention,
-        notes=tuple(log.notes),
+        notes=(*notes, *machine_notes(machine), *complaints(machine, curves)),
+        machine=machine,
+        curves=curves,
     )
 
 
-def _memory_bytes_per_s(log: _Log) -> float:
-    """Rate of reading memory once through, over far more than the last cache level holds."""
-    size = min(max(8 * last_cache_bytes(), 256 * 2**20), available_bytes() // 8)
-    numbers = torch.ones(size // 4)
-    return numbers.nbytes / log.took("memory reads", numbers.sum, MEMORY_S)
+def cpu_pieces(probe: RuntimeProbe, quick: bool, threads: int) -> Iterator[Piece]:
+    """Everything but decoders and flash: memory, the library's own products, and the runtime's pieces."""
+    flags = cpu_flags()
+    ground = Ground(torch.device("cpu"), wall_clock, last_cache_bytes())
+    types = ["fp32", *(["bf16"] if flags & BF16 else []), *(["int8"] if flags & INT8 else [])]
+    yield from memory_pieces(threads, quick)
+    yield from product_pieces(ground, types, TOKENS, MATRIX, MATMUL_S)
+    yield from _expanding("expand weights", probe.expand_weights)
+    yield from _expanding("expand KV", probe.expand_kv)
+    for each in probe.products():
+        yield Piece(f"{each.kind} product", "s", "tokens", each.tokens, each.work, PRODUCT_S, calls(each.open))
+    attention = probe.attention()
+    for one in attention:
+        if not quick or (one.slots <= QUICK_SLOTS and one.head_dim <= QUICK_HEAD_DIM):
+            yield Piece(attending(one), "s", "slots", one.slots, one.layers, ATTENTION_S, calls(one.open))
+    if not attention:
+        # The runtime expands its cache and calls the library's attention.
+        slots, head_dims = (SDPA_SLOTS[:2], SDPA_HEAD_DIMS[:1]) if quick else (SDPA_SLOTS, SDPA_HEAD_DIMS)
+        yield from attention_pieces(ground, torch.float32, slots, head_dims, ATTENTION_S)
 
 
-def _matmul_flop_per_s(log: _Log, flags: frozenset[str]) -> tuple[tuple[str, float], ...]:
-    """Throughput of a product of 256 tokens with a matrix by type; that of one token goes into the notes."""
-    matrix = torch.randn(MATRIX, MATRIX)
-    rows = torch.randn(BATCHED_TOKENS, MATRIX)
-    flop = 2 * MATRIX * MATRIX * BATCHED_TOKENS
-    rates = [("fp32", flop / log.took("fp32 products", lambda: rows @ matrix.T, MATMUL_S))]
-    one = rows[:1]
-    one_s = log.took("fp32 products, one token", lambda: one @ matrix.T, MATMUL_S)
-    log.notes.append(f"one token times {MATRIX}x{MATRIX} in fp32: {matrix.nbytes / one_s:.3g} bytes/s (partly cached)")
-    if flags & BF16:
-        half, half_rows = matrix.bfloat16(), rows.bfloat16()
-        rates.append(("bf16", flop / log.took("bf16 products", lambda: half_rows @ half.T, MATMUL_S)))
-    if flags & INT8:
-        whole, whole_rows = matrix.to(torch.int8), rows.to(torch.int8)
-        whole_s = log.took("int8 products", lambda: torch._int_mm(whole_rows, whole.T), MATMUL_S)
-        rates.append(("int8", flop / whole_s))
-    return tuple(rates)
+def attending(one: ProbedAttention) -> str:
+    """The name of a curve of attention."""
+    phase = "decode" if one.tokens == 1 else "prefill"
+    return f"attention {phase}, {one.bits} bits, head {one.head_dim}"
 
 
-def _expand(log: _Log, what: str, probe: Callable[[int], tuple[int, Callable[[], object]] | None]) -> Rates:
-    """Elements a second that the runtime expands, by bits, for the widths it stores."""
-    rates = []
+def _expanding(what: str, probe: Callable[[int], tuple[int, Callable[[], object]] | None]) -> Iterator[Piece]:
+    """Expansion of the widths that the runtime stores."""
     for bits in EXPAND_BITS:
         work = probe(bits)
         if work is not None:
             elements, call = work
-            rates.append((float(bits), elements / log.took(f"{what} of {bits} bits", call, EXPAND_S)))
-    return tuple(rates)
+            yield Piece(what, "elements/s", "bits", bits, elements, EXPAND_S, calls(partial(_held, call)))
 
 
-def _product_times(log: _Log, probe: RuntimeProbe) -> tuple[ProductTime, ...]:
+def _held(call: Callable[[], object]) -> Callable[[], object]:
+    """A call that is there already."""
+    return call
+
+
+Decoders = tuple[tuple[int, ProbedDecoder, Piece], ...]
+
+
+def _decoders(probe: RuntimeProbe) -> Decoders:
+    """Short decoders: one layer, many, and many whose heads are of two classes."""
+    made = []
+    for layers, classes in ((1, 1), (1 + DEEP_LAYERS, 1), (1 + DEEP_LAYERS, 2)):
+        one = probe.decoder(layers, classes)
+        curve = f"decoder step, {classes} class{'es' if classes > 1 else ''}"
+        made.append((layers, one, Piece(curve, "s", "layers", layers, 1, OVERHEAD_S, calls(partial(_held, one.call)))))
+    return tuple(made)
+
+
+def hastened(pieces: list[Piece], quick: bool) -> list[Piece]:
+    """The pieces, with a share of their budgets where a quick profile is asked for."""
+    return [replace(each, budget_s=each.budget_s * QUICK_SHARE) for each in pieces] if quick else pieces
+
+
+# --- what the cost model reads ------------------------------------------------------------------
+
+
+def throughput(named: Mapping[str, Curve]) -> tuple[tuple[str, float], ...]:
+    """Of the library's products with the most tokens, by type."""
+    types = (name.split()[1] for name in named if name.startswith("torch ") and name.endswith(" product"))
+    return tuple((kind, named[f"torch {kind} product"].points[-1][1]) for kind in types)
+
+
+def _rates(named: Mapping[str, Curve], name: str) -> Rates:
+    return tuple((float(bits), rate) for bits, rate, _ in named[name].points) if name in named else ()
+
+
+def _product_times(named: Mapping[str, Curve], probe: RuntimeProbe) -> tuple[ProductTime, ...]:
     """Seconds for each number of a matrix, by kind and tokens."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for each in probe.products():
-        seconds = log.took(f"{each.kind} products of {each.tokens} tokens", each.open(), PRODUCT_S)
-        found.setdefault(each.kind, []).append((each.tokens, seconds / each.work))
-    return tuple(ProductTime(kind, tuple(sorted(points))) for kind, points in found.items())
+    kinds = dict.fromkeys(each.kind for each in probe.products())
+    points = ((kind, named[f"{kind} product"].points) for kind in kinds)
+    return tuple(ProductTime(kind, tuple((at, seconds) for at, seconds, _ in found)) for kind, found in points)
 
 
-def _attention_times(log: _Log, probe: RuntimeProbe) -> tuple[AttentionTime, ...]:
-    """Seconds for a multiplication with a cached number, by width, for one token and for a chunk."""
-    found: dict[str, dict[int, float]] = {}
-    for each in probe.attention():
-        seconds = log.took(f"{each.kind}-bit attention of {each.tokens} tokens", each.open(), PRODUCT_S)
-        found.setdefault(each.kind, {})[each.tokens] = seconds / each.work
-    return tuple(AttentionTime(int(bits), by[min(by)], by[max(by)]) for bits, by in found.items())
+def _attention_times(named: Mapping[str, Curve], probe: RuntimeProbe) -> tuple[AttentionTime, ...]:
+    """Seconds for a multiplication with a cached number, by width, head size and slots."""
+    times: dict[tuple[int, int], dict[bool, list[tuple[int, float]]]] = {}
+    for one in probe.attention():
+        curve = named.get(attending(one))
+        seconds = None if curve is None else curve.value(one.slots)
+        if curve is not None and seconds is not None and (one.tokens > 1 or one.slots > FEW_SLOTS):
+            once = _call_s(curve) if one.tokens == 1 else 0.0
+            # Never more than half is the call's, however far the repeats spread.
+            each = max(seconds - once, seconds / 2) / one.work
+            times.setdefault((one.bits, one.head_dim), {}).setdefault(one.tokens == 1, []).append((one.slots, each))
+    return tuple(
+        AttentionTime(bits, head_dim, tuple(sorted(by[True])), tuple(sorted(by[False])))
+        for (bits, head_dim), by in times.items()
+    )
 
 
-def _overheads(log: _Log, probe: RuntimeProbe, products: Sequence[ProductTime]) -> tuple[float, float, float]:
+def _call_s(curve: Curve) -> float:
+    """What attention over no slots at all would take: the line through the first two points, where there are two.
+
+    >>> round(_call_s(Curve("decode", "s", "slots", ((64, 3e-5, 0.0), (512, 1e-4, 0.0)))) * 1e6, 3)
+    20.0
+    """
+    (few, least, _), *more = curve.points
+    if few > FEW_SLOTS or not more:
+        return 0.0
+    many, most, _ = more[0]
+    return max(least - few * (most - least) / (many - few), 0.0)
+
+
+def _overheads(
+    named: Mapping[str, Curve],
+    decoders: Decoders,
+    products: tuple[ProductTime, ...],
+    attention: tuple[AttentionTime, ...],
+) -> tuple[float, float, float]:
     """Seconds that a layer, a class of heads and a step take beside what is priced: differences of short decoders."""
-    one, deep, parted = probe.decoder(1, 1), probe.decoder(1 + DEEP_LAYERS, 1), probe.decoder(1 + DEEP_LAYERS, 2)
-    one_s = log.took("step overhead", one.call, OVERHEAD_S)
-    deep_s = log.took("layer overhead", deep.call, OVERHEAD_S)
-    parted_s = log.took("attention overhead", parted.call, OVERHEAD_S)
+    one_s, deep_s, parted_s = (named[piece.curve].value(layers) or 0.0 for layers, _, piece in decoders)
+    (_, deep, _) = decoders[1]
     each_class = max(parted_s - deep_s, 0.0) / (1 + DEEP_LAYERS)
     each_layer = max(deep_s - one_s, 0.0) / DEEP_LAYERS
     priced = sum(each.seconds(1) * deep.numbers for each in products if each.kind == deep.kind)
+    floats = [each.decode[0][1] for each in attention if each.bits == max(other.bits for other in attention)]
+    priced += floats[0] * deep.attended if floats else 0.0
     return max(each_layer - each_class - priced, 0.0), each_class, max(one_s - each_layer, 0.0)
 
 
-# --- what the system says -----------------------------------------------------------------------
+def error(curves: tuple[Curve, ...], least: float) -> float:
+    """The relative half-width of a prediction: what nine in ten figures spread by, and `least` at the least."""
+    spreads = [spread for curve in curves for _, _, spread in curve.points]
+    ninth = quantiles(spreads, n=10, method="inclusive")[-1] if len(spreads) > 1 else spreads[0]
+    return min(max(least, ninth), MOST_ERROR)
 
 
-def available_bytes() -> int:
-    """Memory a new process can use, under its container's limit where there is one."""
-    available = int(psutil.virtual_memory().available)
-    for path in CGROUP_LIMITS:
-        text = path.read_text().strip() if path.is_file() else "max"
-        if text.isdigit():
-            available = min(available, int(text))
-    return available
+# --- flash and notes ----------------------------------------------------------------------------
 
 
-def last_cache_bytes() -> int:
-    """Size of the last cache level, 32 MiB where the system does not say.
-
-    >>> last_cache_bytes() > 0
-    True
-    """
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        if text.endswith("K") and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) * 1024)
-    return max(sizes, default=32 * 2**20)
+def opened_flash(order: Order, stack: ExitStack) -> tuple[list[str], FlashFile | None]:
+    """(notes, the file to measure by, closed with `stack`); InputError where a directory asked for will not do."""
+    found = flash_file(order.flash or order.scratch, QUICK_FILE_BYTES if order.quick else FILE_BYTES)
+    if isinstance(found, NoFlash):
+        if order.flash is not None:
+            raise InputError(f"--flash {order.flash}: {found.reason}; give a directory on the device to measure")
+        return [f"no flash tier: {found.reason}"], None
+    stack.callback(found.close)
+    return ["flash tier: random blocks one at a time; its rate: the largest blocks in order"], found
 
 
-def cpu_flags() -> frozenset[str]:
-    """Instruction sets the CPU lists, empty where the system does not say."""
-    return frozenset(f"{_cpuinfo('flags')} {_cpuinfo('Features')}".split())
+def flash_directory(order: Order, flash: FlashFile | None) -> Path | str:
+    return (order.flash or order.scratch).resolve() if flash is not None else ""
 
 
-def cpu_name() -> str:
-    """The CPU's name as the system gives it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+def flash_tier(flash: FlashFile | None, named: Mapping[str, Curve]) -> tuple[MemoryTier, ...]:
+    """The tier a runtime would read from, one block at a time."""
+    if flash is None:
+        return ()
+    curve = tuple((block, rate) for block, rate, _ in named[flashing("random", "read", 1)].points)
+    return (MemoryTier("flash", flash.capacity_bytes, named[flashing("sequential", "read", 1)].points[-1][1], curve),)
 
 
-def _cpuinfo(key: str) -> str:
-    if FEATURES.is_file():
-        for line in FEATURES.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == key:
-                return value.strip()
-    return ""
+def machine_notes(machine: Machine) -> tuple[str, ...]:
+    """The load under which figures were taken, and what makes them differ from others'."""
+    notes = [
+        f"load average {machine.load_average:.2f} on {machine.threads} CPUs when measuring began; others took"
+        f" {machine.others_share:.0%} of them meanwhile"
+    ]
+    if "hypervisor" in cpu_flags():
+        notes.append("virtual machine: its host may cache flash reads and share the cores")
+    if machine.quick:
+        notes.append("quick: short budgets, no long caches; for comparing, not for planning")
+    return tuple(notes)

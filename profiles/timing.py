@@ -1,14 +1,16 @@
-"""How long a call takes: the median of repeats, and how far they spread."""
+"""How long a call takes, by the clock of what computes it: the median of repeats, and how far they spread."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 from time import perf_counter
 
-NOISY = 0.2
-"""A spread above this is named in a profile's notes."""
-
 FEWEST, MOST = 5, 1000
+FEWEST_SLOW = 3
+"""Repeats of a call so slow that five of them would take more than three times the time given."""
+
+SHORT_S = 1e-4
+"""Calls shorter than this are timed in runs of several: clocks are read, and threads wake, in microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,18 @@ class Sample:
 
     seconds: float
     spread: float
+
+
+Clock = Callable[[Callable[[], object], int], float]
+"""Seconds that so many calls, one after the other, take until their results are there."""
+
+
+def wall_clock(call: Callable[[], object], times: int) -> float:
+    """Seconds by the wall: what a call returns is there when it returns."""
+    start = perf_counter()
+    for _ in range(times):
+        call()
+    return perf_counter() - start
 
 
 def sample(durations_s: Sequence[float]) -> Sample:
@@ -31,21 +45,19 @@ def sample(durations_s: Sequence[float]) -> Sample:
     return Sample(median(durations_s), (high - low) / middle if middle else 0.0)
 
 
-def timed(call: Callable[[], object], budget_s: float) -> Sample:
+def timed(call: Callable[[], object], budget_s: float, clock: Clock = wall_clock) -> Sample:
     """Time a call over and over for about `budget_s` seconds, after a first one that does not count.
 
-    A call too short for the clock is timed in runs of several.
+    A slow call is repeated five times whatever the budget, a very slow one three times.
     """
-    call()
-    start = perf_counter()
-    call()
-    once_s = max(perf_counter() - start, 1e-9)
-    run = max(1, round(1e-4 / once_s))
-    durations: list[float] = []
-    end = perf_counter() + budget_s
-    while len(durations) < FEWEST or (perf_counter() < end and len(durations) < MOST):
-        start = perf_counter()
-        for _ in range(run):
-            call()
-        durations.append((perf_counter() - start) / run)
+    clock(call, 1)
+    once_s = max(clock(call, 1), 1e-9)
+    run = max(1, round(SHORT_S / once_s))
+    durations: list[float] = [once_s] if run == 1 else []
+    begun = perf_counter()
+    while len(durations) < MOST:
+        spent = perf_counter() - begun
+        if spent >= budget_s and len(durations) >= (FEWEST_SLOW if spent >= 3 * budget_s else FEWEST):
+            break
+        durations.append(clock(call, run) / run)
     return sample(durations)

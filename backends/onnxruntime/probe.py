@@ -24,7 +24,7 @@ from backends.onnxruntime.graph import (
     Matrix,
 )
 from backends.onnxruntime.sessions import with_constants
-from planner.executor import Probed, ProbedDecoder
+from planner.executor import FEW_SLOTS, Probed, ProbedAttention, ProbedDecoder
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
@@ -35,7 +35,7 @@ LLAMA = {
 
 COLS, ROWS, VOCAB = 576, 1536, 64
 Q_HEADS, KV_HEADS, HEAD_DIM = 9, 3, 64
-SLOTS, CHUNK = 2048, 256
+HEAD_DIMS, SLOTS, CHUNK = (64, 128), (512, 2048, 8192), 256
 SHAPES = {
     "q_proj": (Q_HEADS * HEAD_DIM, COLS), "k_proj": (KV_HEADS * HEAD_DIM, COLS), "v_proj": (KV_HEADS * HEAD_DIM, COLS),
     "o_proj": (COLS, Q_HEADS * HEAD_DIM), "gate_proj": (ROWS, COLS), "up_proj": (ROWS, COLS), "down_proj": (COLS, ROWS),
@@ -43,23 +43,25 @@ SHAPES = {
 }  # fmt: skip
 LAYER_NUMBERS = sum(rows * cols for name, (rows, cols) in SHAPES.items() if name.endswith("_proj"))
 
-PRODUCT_TOKENS = (1, 8, 64, 256)
+PRODUCT_TOKENS = (1, 16, 64, 512)
 PRODUCT_KINDS = ("float32", "block8", "block4", "block2", "exact4", "exact8")
 LAYER_KIND = "exact4"
 """What the layers are stored as whose overhead is measured."""
 
-PRODUCTS = 160
-"""Matrices that one or a few tokens are multiplied with, one behind the other: together the numbers of a model of 140
-million weights, which no cache holds in float32, while coded ones may lie in it as far as those of a model do."""
+PRODUCTS = {1: 160, 16: 40, 64: 4, 512: 4}
+"""Matrices that so many tokens are multiplied with, one behind the other. For one token: together the numbers of a
+model of 140 million weights, which no cache holds in float32, while coded ones may lie in it as far as those of a model
+do. Where more tokens come arithmetic decides, and few will do."""
 
-CACHES = 96
-"""Layers whose caches one token attends to, for the same reason: together 300 MB in float32."""
+CACHED = 50_000_000
+"""Numbers in the caches that one token attends to, layer after layer, for the same reason: 200 MB in float32."""
 
-CONTEXT = 64
-"""Positions of the decoders whose overhead is measured: too few for attention to take long."""
+MOST_LAYERS = 256
+CHUNK_SLOTS = CHUNK * 2048
+"""A chunk times the slots it attends to: over longer caches it has fewer tokens, whose multiplications cost as much."""
 
-FEW = 4
-"""Matrices and caches where a chunk is read, and arithmetic decides."""
+PROMPT, CONTEXT = 20, FEW_SLOTS
+"""Positions of the decoders whose overhead is measured, filled at first and at last: too few to attend to for long."""
 
 
 class Noise:
@@ -98,6 +100,7 @@ class Noise:
 class GraphProbe:
     """Calls of the nodes themselves, chained as a decoder chains them."""
 
+    runtime: str = "onnxruntime"
     name: str = f"onnxruntime {onnxruntime.__version__}, runner 1"
 
     def expand_weights(self, bits: int) -> tuple[int, Callable[[], object]] | None:
@@ -109,11 +112,17 @@ class GraphProbe:
     def products(self) -> tuple[Probed, ...]:
         return tuple(self._product(kind, tokens) for kind in PRODUCT_KINDS for tokens in PRODUCT_TOKENS)
 
-    def attention(self) -> tuple[Probed, ...]:
-        return tuple(self._attention(bits, tokens) for bits in CACHE_TYPES for tokens in (1, CHUNK))
+    def attention(self) -> tuple[ProbedAttention, ...]:
+        return tuple(
+            self._attention(bits, head_dim, slots, tokens)
+            for bits in CACHE_TYPES
+            for head_dim in HEAD_DIMS
+            for slots in (FEW_SLOTS, *SLOTS)
+            for tokens in ((1,) if slots == FEW_SLOTS else (1, min(CHUNK, CHUNK_SLOTS // slots)))
+        )
 
     def _product(self, kind: str, tokens: int) -> Probed:
-        count = FEW if tokens > 8 else PRODUCTS
+        count = PRODUCTS[tokens]
         return Probed(kind, tokens, count * ROWS * COLS, partial(self._multiplying, kind, tokens, count))
 
     @staticmethod
@@ -128,30 +137,31 @@ class GraphProbe:
         x = np.random.default_rng(1).standard_normal((tokens, COLS), np.float32)
         return lambda: session.run(None, {"x": x})
 
-    def _attention(self, bits: int, tokens: int) -> Probed:
-        count = FEW if tokens > 1 else CACHES
-        work = count * 2 * tokens * Q_HEADS * HEAD_DIM * SLOTS
-        return Probed(str(bits), tokens, work, partial(self._attending, bits, tokens, count))
+    def _attention(self, bits: int, head_dim: int, slots: int, tokens: int) -> ProbedAttention:
+        layers = min(CACHED // (2 * KV_HEADS * head_dim * slots), MOST_LAYERS) if tokens == 1 else 1
+        work = 2 * tokens * Q_HEADS * head_dim * slots
+        opened = partial(self._attending, bits, head_dim, slots, tokens, layers)
+        return ProbedAttention(bits, head_dim, slots, tokens, layers, work, opened)
 
     @staticmethod
-    def _attending(bits: int, tokens: int, count: int) -> Callable[[], object]:
+    def _attending(bits: int, head_dim: int, slots: int, tokens: int, layers: int) -> Callable[[], object]:
         """So many layers' attention, each over a cache of its own that is full once the tokens are in."""
-        width = HEAD_DIM // 2 if bits == 4 else HEAD_DIM
+        width = head_dim // 2 if bits == 4 else head_dim
         make = helper.make_tensor_value_info
         heads = (("q", Q_HEADS), ("k", KV_HEADS), ("v", KV_HEADS))
-        inputs = [make(name, TensorProto.FLOAT, ["b", "n", each * HEAD_DIM]) for name, each in heads]
+        inputs = [make(name, TensorProto.FLOAT, ["b", "n", each * head_dim]) for name, each in heads]
         inputs += [make("filled", TensorProto.INT32, ["b"]), make("slots", TensorProto.INT32, [])]
         inputs.append(make("positions", TensorProto.INT64, ["b", "n"]))
-        turns = np.ones((SLOTS, HEAD_DIM // 2), np.float32)
+        turns = np.ones((slots, head_dim // 2), np.float32)
         constants = [helper.make_tensor(n, TensorProto.FLOAT, turns.shape, turns.ravel()) for n in ("cos", "sin")]
         scales, options = ["", ""], dict[str, str | int]()
         if bits != 32:
             scales = ["scale", "scale"]
             options = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": bits}
-            step = np.full((KV_HEADS, 1, HEAD_DIM), 0.05, np.float32)
+            step = np.full((KV_HEADS, 1, head_dim), 0.05, np.float32)
             constants.append(helper.make_tensor("scale", TensorProto.FLOAT, step.shape, step.ravel()))
         nodes, outputs, query = list[onnx.NodeProto](), list[onnx.ValueInfoProto](), "q"
-        for i in range(count):
+        for i in range(layers):
             for part in "kv":
                 for where, to in (("past", inputs), ("present", outputs)):
                     to.append(make(f"{where}.{i}.{part}", CACHE_TYPES[bits], ["b", KV_HEADS, "c", width]))
@@ -162,19 +172,19 @@ class GraphProbe:
             options |= {"num_heads": Q_HEADS, "kv_num_heads": KV_HEADS, "do_rotary": 1}
             node.attribute.extend(helper.make_attribute(name, value) for name, value in options.items())
             nodes.append(node)
-        outputs.append(make(query, TensorProto.FLOAT, ["b", "n", Q_HEADS * HEAD_DIM]))
+        outputs.append(make(query, TensorProto.FLOAT, ["b", "n", Q_HEADS * head_dim]))
         imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         graph = helper.make_graph(nodes, "attention", inputs, outputs, constants)
         session = with_constants(helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION), {})
         random, binding = np.random.default_rng(0), session.io_binding()
         for name, each in heads:
-            binding.bind_cpu_input(name, random.standard_normal((1, tokens, each * HEAD_DIM), np.float32))
-        binding.bind_cpu_input("filled", np.array([SLOTS - 1], np.int32))
-        binding.bind_cpu_input("slots", np.array(SLOTS, np.int32))
-        binding.bind_cpu_input("positions", np.arange(SLOTS - tokens, SLOTS, dtype=np.int64)[None])
-        numbers = random.standard_normal((1, KV_HEADS, SLOTS, width)) * (1 if bits == 32 else 20)
+            binding.bind_cpu_input(name, random.standard_normal((1, tokens, each * head_dim), np.float32))
+        binding.bind_cpu_input("filled", np.array([slots - 1], np.int32))
+        binding.bind_cpu_input("slots", np.array(slots, np.int32))
+        binding.bind_cpu_input("positions", np.arange(slots - tokens, slots, dtype=np.int64)[None])
+        numbers = random.standard_normal((1, KV_HEADS, slots, width)) * (1 if bits == 32 else 20)
         filled = numbers.astype(runner.WIDTHS[bits])
-        for i in range(count):
+        for i in range(layers):
             for part in "kv":
                 value = onnxruntime.OrtValue.ortvalue_from_numpy(filled.copy())
                 binding.bind_ortvalue_input(f"past.{i}.{part}", value)
@@ -200,7 +210,7 @@ class GraphProbe:
         layout: runner.KvLayout = {"max_positions": CONTEXT, "vocab": VOCAB, "groups": groups, "layers": entries}
         planned = runner.PlannedModel(session, layout, 0, 0)
         cache = planned.cache(1, CONTEXT)
-        planned.read(cache, 0, [1] * 20, 32)
+        planned.read(cache, 0, [1] * PROMPT, 32)
         full = cache.save(0)
 
         def step() -> object:
@@ -208,4 +218,5 @@ class GraphProbe:
                 cache.restore(0, full)
             return planned.step(cache, [1]).argmax(-1)
 
-        return ProbedDecoder(step, LAYER_KIND, LAYER_NUMBERS)
+        slots = (PROMPT + CONTEXT) // 2
+        return ProbedDecoder(step, LAYER_KIND, LAYER_NUMBERS, 2 * Q_HEADS * HEAD_DIM * slots)

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from backends.transformers.grouped import quantise
 from backends.transformers.runner import ClassEntry, Code, Packed, PlannedModel, pack
-from planner.executor import Probed, ProbedDecoder
+from planner.executor import Probed, ProbedAttention, ProbedDecoder
 
 ROWS, COLS, GROUP = 1536, 576, 32
 HEADS, TOKENS, HEAD_DIM = 3, 2048, 64
@@ -32,6 +32,7 @@ def tiny(layers: int) -> LlamaForCausalLM:
 class RunnerProbe:
     """Calls of the runner itself on data of ordinary sizes."""
 
+    runtime: str = "transformers"
     name: str = "transformers runner 1"
 
     def expand_weights(self, bits: int) -> tuple[int, Callable[[], object]] | None:
@@ -67,7 +68,7 @@ class RunnerProbe:
     def products(self) -> tuple[Probed, ...]:
         return ()
 
-    def attention(self) -> tuple[Probed, ...]:
+    def attention(self) -> tuple[ProbedAttention, ...]:
         return ()
 
     def decoder(self, layers: int, classes: int) -> ProbedDecoder:

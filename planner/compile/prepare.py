@@ -111,6 +111,7 @@ def known_target(target: str) -> HardwareProfile:
 def measured_here(name: str, progress: Progress, again: bool = False) -> HardwareProfile:
     """This machine as a runtime uses it; measured once a day, or `again`."""
     from profiles.hardware import measure
+    from profiles.record import Order
 
     probe = runtime(name).probe()
     kept = cache_directory() / f"hardware-local-{name}.yaml"
@@ -118,7 +119,7 @@ def measured_here(name: str, progress: Progress, again: bool = False) -> Hardwar
         found = load_file(kept, HardwareProfile)
         if found.date == date.today().isoformat() and probe.name in " ".join(found.sources):
             return found
-    measured = measure(kept.parent, progress, probe)
+    measured = measure(Order(kept.parent, progress), probe)
     write_text(dump(measured), kept)
     return measured
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from planner.drift import Drift
 from planner.errors import InputError
 from planner.executor import Capabilities, Progress
 from planner.files import write_text
 from planner.hardware import HardwareProfile
+from planner.measured import Measuring, complaints
 from planner.pipeline import Pass
 from planner.profile import ModelProfile
 from planner.report import CompileReport, VerifyReport
@@ -133,27 +135,61 @@ def profile_model(
 
 @dataclass(frozen=True, slots=True)
 class HardwareReport:
-    """This machine, measured."""
+    """This machine, measured, and beside a baseline where one was given."""
 
     hardware: HardwareProfile
+    drift: Drift | None = None
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """What makes the figures doubtful: noise, and others at work."""
+        machine = self.hardware.machine
+        return () if machine is None else complaints(machine, self.hardware.curves)
 
     def as_json(self) -> dict[str, object]:
-        return dict(document(self.hardware))
+        if self.drift is None:
+            return dict(document(self.hardware))
+        return {"check": self.drift.as_json(), "profile": dict(document(self.hardware))}
 
     def as_text(self) -> str:
-        return dump(self.hardware).rstrip()
+        return dump(self.hardware).rstrip() if self.drift is None else self.drift.as_text()
 
 
 def profile_hardware(
-    out: Path | None = None, progress: Progress = quiet, backend: str = "onnxruntime"
+    out: Path | None = None,
+    progress: Progress = quiet,
+    how: Measuring = Measuring(),  # noqa: B008
 ) -> HardwareReport:
     """Measure this machine as a runtime uses it, and also write the profile for `--target FILE`."""
-    from planner.compile.prepare import measured_here
+    from planner.compile.machine import measured
 
-    hardware = measured_here(backend, progress, again=True)
+    hardware = measured(how, progress)
     if out is not None:
         write_text(dump(hardware), out)
     return HardwareReport(hardware)
+
+
+def check_hardware(
+    baseline: Path,
+    tolerance: float = 0.1,
+    out: Path | None = None,
+    junit: Path | None = None,
+    progress: Progress = quiet,
+    how: Measuring = Measuring(),  # noqa: B008
+) -> HardwareReport:
+    """Measure this machine and compare it with a profile of it, figure by figure; also write both as asked.
+
+    A figure counts as slower only if it is so whenever it is timed again.
+    """
+    from planner.compile.machine import checked
+    from planner.junit import junit as as_junit
+
+    hardware, drift = checked(how, baseline, tolerance, progress)
+    if out is not None:
+        write_text(dump(hardware), out)
+    if junit is not None:
+        write_text(as_junit(drift, str(baseline)), junit)
+    return HardwareReport(hardware, drift)
 
 
 def passes() -> Iterable[type[Pass]]:

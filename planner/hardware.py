@@ -7,7 +7,7 @@ from math import isfinite, log
 from typing import Literal
 
 from planner.errors import InputError
-from planner.measured import Curve, Machine, by_name
+from planner.measured import Curve, Machine, by_name, count
 
 Provenance = Literal["measured", "fitted", "datasheet"]
 
@@ -177,6 +177,11 @@ class HardwareProfile:
         if not 0 < self.efficiency <= 1:
             raise InputError(f"target {self.name}: efficiency: found {self.efficiency}; must be above 0 and at most 1")
         by_name(self.curves)
+        if self.machine is not None and self.machine.figures != count(self.curves):
+            raise InputError(
+                f"target {self.name}: curves hold {count(self.curves)} of the {self.machine.figures} figures that were"
+                " measured; the file was cut short: measure again"
+            )
         self.flop_per_s(self.float_bits)
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
+from pathlib import Path
 from typing import Literal
 
 from planner.errors import InputError
@@ -58,6 +59,7 @@ class Machine:
     quick         whether short budgets were asked for
     load_average  of one minute, when measuring began
     others_share  of all the CPUs' time, what other processes and other virtual machines took meanwhile
+    figures       how many were taken: a file that was cut short holds fewer
     """
 
     device: Device
@@ -69,6 +71,27 @@ class Machine:
     quick: bool
     load_average: float
     others_share: float
+    figures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """How a machine is to be measured: for which runtime, on which device, and whether briefly.
+
+    `flash` is a directory on the device to read; without one, that of the cache directory is read where it can be.
+    `write` measures writing to it as well.
+    """
+
+    backend: str = "onnxruntime"
+    device: Device = "cpu"
+    flash: Path | None = None
+    write: bool = False
+    quick: bool = False
+
+
+def count(curves: tuple[Curve, ...]) -> int:
+    """How many figures curves hold."""
+    return sum(len(curve.points) for curve in curves)
 
 
 def by_name(curves: tuple[Curve, ...]) -> Mapping[str, Curve]:
@@ -83,7 +106,7 @@ def by_name(curves: tuple[Curve, ...]) -> Mapping[str, Curve]:
 def complaints(machine: Machine, curves: tuple[Curve, ...]) -> tuple[str, ...]:
     """What makes figures doubtful, a line each: other work on the machine, and repeats that disagreed.
 
-    >>> quiet = Machine("cpu", "a CPU", 2, "onnxruntime", (), "", False, 0.1, 0.02)
+    >>> quiet = Machine("cpu", "a CPU", 2, "onnxruntime", (), "", False, 0.1, 0.02, 2)
     >>> complaints(quiet, (Curve("step", "s", "layers", ((1, 1e-3, 0.5), (17, 1e-2, 0.1))),))
     ('1 of 2 figures spread by more than 20%; the widest: step at 1 layers, by 50%',)
     """
@@ -96,9 +119,8 @@ def complaints(machine: Machine, curves: tuple[Curve, ...]) -> tuple[str, ...]:
     wide = [(spread, c, at) for c in curves for at, _, spread in c.points if spread > NOISY]
     if wide:
         spread, curve, at = max(wide, key=lambda each: each[0])
-        count = sum(len(c.points) for c in curves)
         said.append(
-            f"{len(wide)} of {count} figures spread by more than {NOISY:.0%};"
+            f"{len(wide)} of {count(curves)} figures spread by more than {NOISY:.0%};"
             f" the widest: {curve.name} at {at} {curve.by}, by {spread:.0%}"
         )
     return tuple(said)

@@ -1,7 +1,7 @@
 """Taking figures one after another: with progress, and again where they were not steady."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -69,6 +69,15 @@ class Order:
     write: bool = False
     quick: bool = False
     doubts: Sequence[Doubt] = (unsteady,)
+
+
+QUICK_SHARE = 0.2
+"""Of every budget, where a quick profile is asked for."""
+
+
+def hastened(pieces: Sequence[Piece], quick: bool) -> Sequence[Piece]:
+    """The pieces, with a share of their budgets where a quick profile is asked for."""
+    return [replace(each, budget_s=each.budget_s * QUICK_SHARE) for each in pieces] if quick else pieces
 
 
 def take(pieces: Sequence[Piece], progress: Progress, doubts: Sequence[Doubt] = (unsteady,)) -> tuple[Curve, ...]:

@@ -34,8 +34,8 @@ class Ground:
     cache_bytes: int
 
     def turns(self, make: Callable[[], T], each_bytes: int) -> Iterator[T]:
-        """So many of a thing that all together are twice what the cache holds, one after the other for ever."""
-        return cycle([make() for _ in range(1 + 2 * self.cache_bytes // each_bytes)])
+        """Two of a thing or more, together more than twice what the cache holds, one after the other for ever."""
+        return cycle([make() for _ in range(2 + 2 * self.cache_bytes // each_bytes)])
 
     def sampled(self, open_call: Callable[[], Callable[[], object]]) -> Callable[[float], Sample]:
         return calls(open_call, self.clock)

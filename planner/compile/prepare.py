@@ -108,14 +108,19 @@ def known_target(target: str) -> HardwareProfile:
     return known(target)
 
 
-def measured_here(name: str, progress: Progress, again: bool = False) -> HardwareProfile:
-    """This machine as a runtime uses it; measured once a day, or `again`."""
+def kept_machine(name: str) -> Path:
+    """Where this machine's profile for a runtime is kept."""
+    return cache_directory() / f"hardware-local-{name}.yaml"
+
+
+def measured_here(name: str, progress: Progress) -> HardwareProfile:
+    """This machine as a runtime uses it; measured once a day."""
     from profiles.hardware import measure
     from profiles.record import Order
 
     probe = runtime(name).probe()
-    kept = cache_directory() / f"hardware-local-{name}.yaml"
-    if kept.is_file() and not again:
+    kept = kept_machine(name)
+    if kept.is_file():
         found = load_file(kept, HardwareProfile)
         if found.date == date.today().isoformat() and probe.name in " ".join(found.sources):
             return found

@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("out/predicted"))
     options = parser.parse_args()
     request = load_request(options.model)
+    # One document to read is enough: nothing is verified.
+    request = replace(request, verification=replace(request.verification, documents=1))
     if options.calibration is not None:
         documents, draws = options.calibration
         request = replace(request, calibration=replace(request.calibration, documents=documents, draws=draws))

@@ -12,11 +12,11 @@ import argparse
 import json
 import random
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from filled import step_seconds
 
 from backends.onnxruntime.executor import OnnxRuntimeSession
 from passes.uniform_settings import uniform_settings
@@ -39,7 +39,7 @@ from planner.space import Space, violated
 UNIFORMS = 2
 """Fastest uniform settings, as predicted, that are run; of these the first that keeps the limit is the row."""
 
-STEPS, TURNS = 8, 5
+TURNS, OPEN = 5, 4
 CHANGED_SITES = 12
 
 
@@ -99,7 +99,8 @@ def cell(request: Request, neighbours: int, progress: ProgressLine) -> dict[str,
 def among_neighbours(
     prepared: Prepared, space: Space, plan: Plan, count: int, progress: ProgressLine
 ) -> dict[str, object]:
-    """Median seconds of a step of the plan and of random feasible neighbours, timed in turns."""
+    """How much longer a step of random feasible neighbours takes than the plan's, by medians over turns in which the
+    plan was timed beside them: what else the machine does moves all of a turn."""
     chance, limit = random.Random(0), prepared.context.goal.limits.loss_nats
     loss = prepared.context.loss
     plans = [plan]
@@ -110,35 +111,22 @@ def among_neighbours(
         good = loss is None or limit is None or loss.predicted(chosen).value <= limit
         if good and violated(chosen, space.constraints) is None:
             plans.append(priced(prepared, f"neighbour {len(plans)}", space.choose(chosen)))
-    taken: list[list[float]] = [[] for _ in plans]
+    ratios: list[list[float]] = [[] for _ in plans]
     # A few are open at a time, the plan among them each time: all at once would not fit.
-    for start in range(1, len(plans), 4):
-        numbers = [0, *range(start, min(start + 4, len(plans)))]
-        sessions = {i: prepared.executor.open(plans[i]) for i in numbers}
+    for start in range(1, len(plans), OPEN):
+        numbers = range(start, min(start + OPEN, len(plans)))
+        sessions = {i: prepared.executor.open(plans[i]) for i in (0, *numbers)}
         for turn in range(TURNS):
-            progress("neighbours in turns", (start - 1) * TURNS + turn * 4, count * TURNS)
-            for i, session in sessions.items():
-                if isinstance(session, OnnxRuntimeSession):
-                    taken[i].append(step_seconds(session, plan.workload.longest_tokens))
-    medians = [statistics.median(each) for each in taken]
-    faster = sum(m < medians[0] for m in medians[1:])
-    return {"plan_s": medians[0], "fastest_s": min(medians[1:]), "faster": faster, "of": count, "all_s": medians}
-
-
-def step_seconds(session: OnnxRuntimeSession, context: int) -> float:
-    """Median seconds of the last decode steps of a context, its cache counted as filled without a prompt being read."""
-    cache = session.model.cache(1, context)
-    read = context - STEPS
-    cache.tokens[0] = [0] * read
-    for slots in cache.slots:
-        sinks = min(slots.sinks, read)
-        slots.append(0, np.concatenate([np.arange(sinks), np.arange(sinks, read)[-slots.window :]]))
-    taken = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        session.model.step(cache, [0])
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+            progress("neighbours in turns", (start - 1) * TURNS + turn * OPEN, count * TURNS)
+            taken = {
+                i: step_seconds(session, plan.workload.longest_tokens)
+                for i, session in sessions.items()
+                if isinstance(session, OnnxRuntimeSession)
+            }
+            for i in numbers:
+                ratios[i].append(taken[i] / taken[0])
+    medians = sorted(statistics.median(each) for each in ratios[1:])
+    return {"faster": sum(m < 1 for m in medians), "of": count, "seconds_over_plan": medians}
 
 
 def told(context: int, found: dict[str, dict[str, dict[str, object]]]) -> list[list[str]]:

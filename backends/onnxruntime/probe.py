@@ -65,18 +65,22 @@ PROMPT, CONTEXT = 20, FEW_SLOTS
 
 
 class Noise:
-    """Random numbers as a model's, every matrix of one kind, each with memory of its own."""
+    """Random numbers as a model's, every matrix of one kind, no two alike: ONNX Runtime packs equal ones once, and a
+    whole model of them would lie in the cache."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._made: dict[tuple[int, int], Matrix] = {}
+        self._given = 0
 
     def matrix(self, name: str) -> Matrix:
         rows, cols = SHAPES[name.removesuffix(".weight").rpartition(".")[2]]
         if (rows, cols) not in self._made:
             self._made[rows, cols] = self._random(rows, cols)
-        made = self._made[rows, cols]
-        return replace(made, codes=made.codes.copy()) if isinstance(made, codes.Blocks) else made.copy()
+        made, self._given = self._made[rows, cols], self._given + 1
+        if isinstance(made, codes.Blocks):
+            return replace(made, codes=np.roll(made.codes, self._given))
+        return np.roll(made, self._given)
 
     def _random(self, rows: int, cols: int) -> Matrix:
         """A matrix that leaves numbers as large as they were: vanishing ones are slow to compute with."""

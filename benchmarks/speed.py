@@ -12,11 +12,11 @@ import argparse
 import json
 import random
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from filled import step_seconds
 
 from backends.onnxruntime.executor import OnnxRuntimeSession
 from passes.uniform_settings import uniform_settings
@@ -39,7 +39,7 @@ from planner.space import Space, violated
 UNIFORMS = 2
 """Fastest uniform settings, as predicted, that are run; of these the first that keeps the limit is the row."""
 
-STEPS, TURNS = 8, 5
+TURNS = 5
 CHANGED_SITES = 12
 
 
@@ -123,22 +123,6 @@ def among_neighbours(
     medians = [statistics.median(each) for each in taken]
     faster = sum(m < medians[0] for m in medians[1:])
     return {"plan_s": medians[0], "fastest_s": min(medians[1:]), "faster": faster, "of": count, "all_s": medians}
-
-
-def step_seconds(session: OnnxRuntimeSession, context: int) -> float:
-    """Median seconds of the last decode steps of a context, its cache counted as filled without a prompt being read."""
-    cache = session.model.cache(1, context)
-    read = context - STEPS
-    cache.tokens[0] = [0] * read
-    for slots in cache.slots:
-        sinks = min(slots.sinks, read)
-        slots.append(0, np.concatenate([np.arange(sinks), np.arange(sinks, read)[-slots.window :]]))
-    taken = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        session.model.step(cache, [0])
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
 
 
 def told(context: int, found: dict[str, dict[str, dict[str, object]]]) -> list[list[str]]:

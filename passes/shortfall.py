@@ -10,7 +10,7 @@ from planner import solver
 from planner.errors import Infeasible
 from planner.goal import Limits
 from planner.pipeline import PassContext
-from planner.prices import AIMED_SHARE, LOSS, dense_kv_bytes, stages
+from planner.prices import AIMED_SHARE, LOSS, SECONDS, dense_kv_bytes, stages
 from planner.solver_problem import Problem
 
 EFFORT = 1.0
@@ -125,6 +125,8 @@ def needed(limit: Limit, totals: np.ndarray[tuple[int, ...], np.dtype[np.float64
     used = max(float(totals[row]) for row in limit.rows)
     if limit.name == LOSS and ctx.loss is not None:
         used = ctx.loss.correction.expected(used) / AIMED_SHARE
+    if limit.name in SECONDS:
+        used *= ctx.hardware.pessimism
     if limit.name == "kv_share":
         used /= dense_kv_bytes(ctx.spec, ctx.workload)
     return rounded_up(used)

@@ -52,7 +52,8 @@ class Workload:
 class Limits:
     """What a plan must keep; None where there is no limit.
 
-    Bytes hold at the longest context and the whole batch; seconds at the longest context; `kv_share` is kv_bytes over
+    Bytes hold at the longest context and the whole batch; seconds at the longest context, and at the pessimistic end of
+    what is predicted; `kv_share` is kv_bytes over
     the bytes of an uncompressed 16-bit cache.
     """
 

@@ -166,6 +166,11 @@ class HardwareProfile:
         self.flop_per_s(self.float_bits)
 
     @property
+    def pessimism(self) -> float:
+        """How many times its prediction a time may be: a limit on seconds is kept at that end."""
+        return 1 + self.error
+
+    @property
     def fastest(self) -> MemoryTier:
         return self.tiers[0]
 

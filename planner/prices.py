@@ -18,6 +18,7 @@ from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, KvSite, Site
 from planner.spec import ModelSpec
 
 LOSS = "loss_nats"
+SECONDS = ("decode_s", "ttft_s")
 
 AIMED_SHARE = 0.9
 """Share of the user's limit on the loss that a plan is expected to take. A plan expected at the limit itself misses it
@@ -126,8 +127,11 @@ def limit(
         return float(hardware.tier(row.removeprefix("bytes.")).capacity_bytes)
     if row == "kv_bytes" and limits.kv_share is not None:
         return limits.kv_share * dense_kv_bytes(spec, workload)
-    value = getattr(limits, row.partition(".")[0])
-    return float("inf") if value is None else float(value)
+    name = row.partition(".")[0]
+    value = getattr(limits, name)
+    if value is None:
+        return float("inf")
+    return value / hardware.pessimism if name in SECONDS else float(value)
 
 
 def dense_kv_bytes(spec: ModelSpec, workload: Workload, bits: int = 16) -> int:

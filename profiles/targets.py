@@ -15,6 +15,7 @@ from typing import Literal
 from planner.errors import InputError
 from planner.files import read_text
 from planner.hardware import HardwareProfile, MemoryTier
+from planner.operators.sheet import GpuSheet
 from planner.serde import build, schema
 from planner.yaml_text import parse
 
@@ -63,6 +64,18 @@ class Throughput:
 
 
 @dataclass(frozen=True, slots=True)
+class Chip:
+    """What operator times depend on beside throughput and memory, GPUs only: see planner.operators.sheet."""
+
+    architecture: str
+    sm_count: Figure
+    boost_hz: Figure
+    l2_bytes: Figure
+    shared_bytes_per_sm: Figure
+    link_bytes_per_s: Figure
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A target file. `sources` maps the short names that figures give to what they stand for."""
 
@@ -79,6 +92,7 @@ class Target:
     sources: Mapping[str, str]
     date: str
     notes: tuple[str, ...] = ()
+    chip: Chip | None = None
 
 
 def targets() -> tuple[str, ...]:
@@ -96,10 +110,14 @@ def target(name: str) -> HardwareProfile:
     >>> target("h100").fastest.read_bytes_per_s
     3350000000000.0
     """
+    return hardware_profile_from_yaml(_path(name))
+
+
+def _path(name: str) -> Path:
     if name in targets():
-        return hardware_profile_from_yaml(DIRECTORY / f"{name}.yaml")
+        return DIRECTORY / f"{name}.yaml"
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        return hardware_profile_from_yaml(Path(name))
+        return Path(name)
     near = get_close_matches(name.lower(), targets(), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise InputError(
@@ -115,6 +133,43 @@ def hardware_profile_from_yaml(path: Path) -> HardwareProfile:
     return _profile(build(data, Target, str(path)), path)
 
 
+def _document(path: Path) -> Target:
+    return build(parse(read_text(path), str(path)), Target, str(path))
+
+
+def gpu_sheet(name: str) -> GpuSheet:
+    """The data sheet of a GPU target, or of a user's own target file; InputError where it has no `chip`.
+
+    >>> gpu_sheet("a100").sm_count
+    108
+    """
+    path = _path(name)
+    document = _document(path)
+    if document.chip is None:
+        raise InputError(f"{path}: $.chip: is missing; operator times are predicted for GPUs whose chip is described")
+    tiers = {tier.name: tier for tier in document.tiers}
+    if not {"hbm", "dram"} <= set(tiers):
+        raise InputError(f"{path}: $.tiers: found {', '.join(tiers)}; a GPU has hbm, and dram behind its link")
+    return GpuSheet(
+        name=path.stem,
+        architecture=document.chip.architecture,
+        sm_count=int(document.chip.sm_count.value),
+        boost_hz=document.chip.boost_hz.value,
+        l2_bytes=int(document.chip.l2_bytes.value),
+        shared_bytes_per_sm=int(document.chip.shared_bytes_per_sm.value),
+        memory_bytes_per_s=tiers["hbm"].read_bytes_per_s.value,
+        memory_bytes=int(tiers["hbm"].capacity_bytes.value),
+        flop_per_s=_rates(document),
+        link_bytes_per_s=document.chip.link_bytes_per_s.value,
+        pcie_bytes_per_s=tiers["dram"].read_bytes_per_s.value,
+    )
+
+
+def _rates(document: Target) -> tuple[tuple[str, float], ...]:
+    rates = ((f.name, getattr(document.matmul_flop_per_s, f.name)) for f in fields(Throughput))
+    return tuple((name, figure.value) for name, figure in rates if figure is not None)
+
+
 def _profile(document: Target, path: Path) -> HardwareProfile:
     cited = tuple(_figures(document))
     for key, source in cited:
@@ -125,14 +180,13 @@ def _profile(document: Target, path: Path) -> HardwareProfile:
     unused = set(document.sources) - {source for _, source in cited}
     if unused:
         raise InputError(f"{path}: $.sources.{min(unused)}: no figure cites it; cite it or drop it")
-    rates = ((f.name, getattr(document.matmul_flop_per_s, f.name)) for f in fields(Throughput))
     try:
         return HardwareProfile(
             name=path.stem,
             kind=document.kind,
             float_bits=document.float_bits,
             tiers=tuple(_tier(tier) for tier in document.tiers),
-            matmul_flop_per_s=tuple((name, figure.value) for name, figure in rates if figure is not None),
+            matmul_flop_per_s=_rates(document),
             layer_overhead_s=document.layer_overhead_s.value,
             step_overhead_s=document.step_overhead_s.value,
             kernel_overhead_s=document.kernel_overhead_s.value,
@@ -157,13 +211,16 @@ def _tier(tier: TargetTier) -> MemoryTier:
 
 def _figures(document: Target) -> Iterator[tuple[str, str]]:
     """(place in the file, source) of every figure."""
-    parts: tuple[Target | Throughput | TargetTier, ...] = (document, document.matmul_flop_per_s, *document.tiers)
+    chip = () if document.chip is None else (document.chip,)
+    parts = (document, document.matmul_flop_per_s, *document.tiers, *chip)
     for part in parts:
         match part:
             case TargetTier():
                 within = f"tiers.{part.name}."
             case Throughput():
                 within = "matmul_flop_per_s."
+            case Chip():
+                within = "chip."
             case _:
                 within = ""
         for field in fields(part):

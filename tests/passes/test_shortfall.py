@@ -100,3 +100,18 @@ def test_relations_that_contradict_are_told_apart_from_limits(context: Make) -> 
     never = Requires(first, frozenset(space.candidates[first]), second, frozenset())
     with pytest.raises(Infeasible, match="the relations between sites leave no choice"):
         assign(space.constrain(never), ctx)
+
+
+def test_seconds_are_kept_at_the_pessimistic_end(context: Make) -> None:
+    """A feasible plan keeps the limit even where it takes as much longer as the target's error allows."""
+    ctx = context()
+    fastest = replace(ctx, goal=Goal("decode_s"))
+    space, _ = assign(widened(fastest), fastest)
+    table = fastest.price(space)
+    least_s = float((table.usage.sum(0) + table.constant)[list(table.minimise)].max())
+    assert ctx.hardware.error > 0
+    kept = loosened(ctx, decode_s=least_s * (1 + ctx.hardware.error) * 1.001)
+    assign(widened(kept), kept)
+    with pytest.raises(Infeasible, match="decode_s"):
+        missed = loosened(ctx, decode_s=least_s * (1 + ctx.hardware.error) * 0.98)
+        assign(widened(missed), missed)

@@ -1,5 +1,6 @@
 """Target files: every one loads, every figure has a source, and a wrong file is refused in one line."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from planner.errors import InputError
 from planner.hardware import HardwareProfile, MemoryTier
 from planner.serde import dump
 from planner.spec import ModelSpec
-from profiles.targets import DIRECTORY, hardware_profile_from_yaml, target, targets
+from profiles.targets import DIRECTORY, gpu_sheet, hardware_profile_from_yaml, target, targets
 
 A100 = (DIRECTORY / "a100.yaml").read_text()
 
@@ -129,3 +130,18 @@ def test_a_document_of_another_kind_is_refused(tmp_path: Path) -> None:
     path.write_text(dump(ModelSpec("toy", "", "", 1, 1, 1, (), (), 0)))
     with pytest.raises(InputError, match=r"\$\.schema: expected planner/target@1, found 'planner/model-spec@1'"):
         hardware_profile_from_yaml(path)
+
+
+@pytest.mark.parametrize("name", [name for name in targets() if target(name).kind == "gpu"])
+def test_a_gpu_s_chip_reaches_its_throughput_at_its_clock(name: str) -> None:
+    """Dense bf16 flop a clock and unit is a power of two on every chip, but for rounding in the sheets."""
+    sheet = gpu_sheet(name)
+    each = sheet.rate("bf16") / sheet.sm_count / sheet.boost_hz
+    nearest = 2 ** round(math.log2(each))
+    assert abs(each / nearest - 1) < 0.03, each
+    assert sheet.memory_bytes_per_s == target(name).fastest.read_bytes_per_s
+
+
+def test_a_target_without_a_chip_has_no_sheet() -> None:
+    with pytest.raises(InputError, match=r"server-cpu.yaml: \$.chip: is missing"):
+        gpu_sheet("server-cpu")

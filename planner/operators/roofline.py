@@ -23,11 +23,11 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Operators of a GPU at its data-sheet rates (Williams, Waterman and Patterson, CACM 2009): a bound, no estimate."""
+    """Operators of a GPU at its data-sheet rates (Williams et al., CACM 2009): a bound, no estimate."""
 
     sheet: GpuSheet
 
-    def gemm_s(self, kind: str, m: Floats, n: int, k: int) -> Floats:
+    def gemm_s(self, kind: str, m: Floats, n: Floats | int, k: Floats | int) -> Floats:
         """[m, k] x [k, n]; operands at the width of the kind, results in 16 bits."""
         computed, bits = _KINDS[kind]
         activation_bytes = 2 if computed == "bf16" else bits / 8

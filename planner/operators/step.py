@@ -1,4 +1,4 @@
-"""From operators to one step of a dense transformer under tensor parallelism: a batch decoded, prompts read, or both."""
+"""From operators to one step of a dense transformer under tensor parallelism: sequences decoded, prompts read."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,7 +44,7 @@ class DenseModel:
 class Operators(Protocol):
     """How long single operators take on one GPU, in seconds; arrays in, arrays of the same shape out."""
 
-    def gemm_s(self, kind: str, m: Floats, n: int, k: int) -> Floats: ...
+    def gemm_s(self, kind: str, m: Floats, n: Floats | int, k: Floats | int) -> Floats: ...
 
     def decode_attention_s(
         self, batch: Floats, q_heads: int, kv_heads: int, head_dim: int, context: Floats, kv_bits: int

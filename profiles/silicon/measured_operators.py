@@ -46,18 +46,22 @@ class FrameworkTables:
     decode: DecodeTable | None
     prefill: PrefillTable | None
 
-    @staticmethod
-    def read(directory: Path, framework: str) -> "FrameworkTables":
-        """The tables of a directory as `tables` reads them; InputError where one is broken."""
-        products = gemm_tables(directory).tables
-        kinds = sorted({table.kind for table in products})
-        newest = (_newest([table for table in products if table.kind == kind], framework) for kind in kinds)
-        return FrameworkTables(
+
+def framework_tables(directory: Path) -> dict[str, FrameworkTables]:
+    """Every framework's tables in a directory as `tables` reads it; InputError where one is missing or broken."""
+    gemm, scale = gemm_tables(directory).tables, scale_tables(directory)
+    decode, prefill = decode_tables(directory).tables, prefill_tables(directory).tables
+    kinds = sorted({table.kind for table in gemm})
+    found = {}
+    for framework in sorted({table.framework for table in gemm}):
+        newest = (_newest([table for table in gemm if table.kind == kind], framework) for kind in kinds)
+        found[framework] = FrameworkTables(
             gemm=tuple(table for table in newest if table is not None),
-            scale=_newest(scale_tables(directory), framework),
-            decode=_newest(decode_tables(directory).tables, framework),
-            prefill=_newest(prefill_tables(directory).tables, framework),
+            scale=_newest(scale, framework),
+            decode=_newest(decode, framework),
+            prefill=_newest(prefill, framework),
         )
+    return found
 
 
 class MeasuredOperators:

@@ -50,7 +50,7 @@ class Serves:
 class Append:
     """Writing the new keys and values into the cache: seconds a token with 512 threads, and the traffic's multiple.
 
-    With fewer threads a token takes `narrow`-th power of their share of the time, as more tokens fit an SM.
+    With fewer threads a token takes less, by the `narrow`-th power of their share: more tokens fit an SM.
     """
 
     token_s: float
@@ -141,8 +141,7 @@ class DecodeKernel:
         return np.where(items <= sm_count, self.alone, full)
 
     def _memory_s(self, sheet: GpuSheet, calls: Calls, work: Work) -> Floats:
-        seen = np.where(calls.window > 0, np.minimum(calls.window, calls.context), calls.context)
-        held = calls.batch * seen * calls.kv_bytes_per_token
+        held = calls.kv_bytes
         # Where a group is not packed, each of its heads reads the same keys, once from memory.
         tile_group = calls.batch * calls.kv_heads
         reads = held * np.maximum(work.units / tile_group, 1)
@@ -205,7 +204,7 @@ class PrefillKernel:
         sm_s = sm_s * (1 + self.throttle * sm_s / (sm_s + self.throttle_s))
         # Partial outputs are 32 bits, written and read.
         partial = np.where(work.splits > 1, 4 * calls.query_bytes * work.splits, 0)
-        read = calls.batch * calls.context * calls.kv_bytes_per_token + 2 * calls.query_bytes
+        read = calls.kv_bytes + 2 * calls.query_bytes
         memory_s = (read + self.partial_traffic * partial) / (self.memory_share * sheet.memory_bytes_per_s)
         latency_s: Floats = (
             self.launch_s
@@ -220,8 +219,8 @@ class PrefillKernel:
     def _tile_s(self, sheet: GpuSheet, calls: Calls, work: Work) -> tuple[Floats, Floats]:
         """Seconds of a tile without its blocks, and of a block."""
         item_s = (self.item_cycles + self.row_cycles_per_dim * work.rows * calls.head_dim) / sheet.boost_hz
-        kind = "fp8" if self.serves.compute_bits == 8 and "fp8" in sheet.flop_per_s else "bf16"
-        sm_flop_per_s = self.tensor_share * sheet.rate(kind) / sheet.sm_count
+        fp8 = self.serves.compute_bits == 8 and "fp8" in dict(sheet.flop_per_s)
+        sm_flop_per_s = self.tensor_share * sheet.rate("fp8" if fp8 else "bf16") / sheet.sm_count
         element_s = 4 * calls.head_dim / sm_flop_per_s + self.softmax_cycles / sheet.boost_hz
         small = np.where((work.tile_rows == 64) & (self.schedule != "fa2"), self.small_tile, 1)
         return item_s, small * work.tile_rows * work.block_keys * element_s
@@ -232,8 +231,10 @@ class AttentionModel:
     """A framework's attention on a GPU: its kernels, each serving some calls; of several that do, the first.
 
     A call in a type that no kernel serves goes to the first kernel of its form, at that kernel's pace a key.
+    `decodes_single_tokens` is whether a prompt of one token with nothing cached is a decode step as well.
     """
 
+    decodes_single_tokens: bool
     decode: tuple[DecodeKernel, ...]
     prefill: tuple[PrefillKernel, ...]
 
@@ -253,9 +254,9 @@ class AttentionModel:
         Arguments are numbers or arrays that broadcast, and so is the result. `window` is how many tokens a query sees,
         0 for all. InputError where a size is not positive or the heads do not share KV heads evenly.
         """
-        one = np.ones((), np.int64)
-        calls, shape = _calls(batch, q_heads, kv_heads, head_dim, one, np.asarray(context) - 1, kv_bits, 16, window)
-        return self._decode_s(sheet, calls).reshape(shape)
+        before = np.asarray(context) - 1
+        calls, shape = _calls(batch, q_heads, kv_heads, head_dim, 1, before, kv_bits, 16, window)
+        return self.latency_s(sheet, calls).reshape(shape)
 
     def prefill_s(
         self,
@@ -272,26 +273,23 @@ class AttentionModel:
     ) -> NDArray[np.float64]:
         """Seconds of one layer's causal attention of `prompt` new tokens a sequence after `prefix` cached ones.
 
-        As decode_s. `compute_bits` is 8 where queries are fp8 as well as keys. A prompt of one token is a decode step.
+        As decode_s. `compute_bits` is 8 where queries are fp8 as well as keys.
         """
         calls, shape = _calls(batch, q_heads, kv_heads, head_dim, prompt, prefix, kv_bits, compute_bits, window)
-        latency_s = np.empty(calls.batch.shape)
-        single = calls.prompt == 1
-        latency_s[single] = self._decode_s(sheet, calls.take(single))
-        long = calls.take(~single)
-        prefilled = np.empty(long.batch.shape)
-        for kernel, rows in served(self.prefill, long, sheet):
-            some = long.take(rows)
-            prefilled[rows] = kernel.latency_s(sheet, some, kernel.work(sheet, some))
-        latency_s[~single] = prefilled
-        return latency_s.reshape(shape)
+        return self.latency_s(sheet, calls).reshape(shape)
 
-    def _decode_s(self, sheet: GpuSheet, calls: Calls) -> Floats:
+    def latency_s(self, sheet: GpuSheet, calls: Calls) -> Floats:
+        """Seconds of each call, whose windows are 0 where they hold every key."""
         latency_s = np.empty(calls.batch.shape)
-        for kernel, rows in served(self.decode, calls, sheet):
-            some = calls.take(rows)
-            latency_s[rows] = kernel.latency_s(sheet, some, kernel.work(sheet, some))
+        step = self.steps(calls)
+        latency_s[step] = _latency_s(self.decode, sheet, calls.take(step))
+        latency_s[~step] = _latency_s(self.prefill, sheet, calls.take(~step))
         return latency_s
+
+    def steps(self, calls: Calls) -> Mask:
+        """Which calls the kernels of decode take."""
+        single = calls.prompt == 1
+        return single & (calls.prefix > 0) | single & self.decodes_single_tokens
 
 
 K = TypeVar("K", DecodeKernel, PrefillKernel)
@@ -300,16 +298,25 @@ K = TypeVar("K", DecodeKernel, PrefillKernel)
 def served(kernels: tuple[K, ...], calls: Calls, sheet: GpuSheet) -> Iterator[tuple[K, Mask]]:
     """Every kernel with the rows it is the one for; InputError where a row is left without."""
     left = np.ones(calls.batch.shape, np.bool_)
+    rows = [np.zeros_like(left) for _ in kernels]
     for typed in (True, False):
-        for kernel in kernels:
-            rows = left & _formed(kernel.serves.form, calls, sheet)
+        for number, kernel in enumerate(kernels):
+            mine = left & _formed(kernel.serves.form, calls, sheet)
             if typed:
-                rows &= _of(kernel.serves.kv_bits, calls.kv_bits) & _of(kernel.serves.compute_bits, calls.compute_bits)
-            left &= ~rows
-            if rows.any():
-                yield kernel, rows
+                mine &= _of(kernel.serves.kv_bits, calls.kv_bits) & _of(kernel.serves.compute_bits, calls.compute_bits)
+            left &= ~mine
+            rows[number] |= mine
     if left.any():
         raise InputError(f"{sheet.name}: no attention kernel serves head_dim {calls.head_dim[left][0]}")
+    return ((kernel, mine) for kernel, mine in zip(kernels, rows, strict=True) if mine.any())
+
+
+def _latency_s(kernels: tuple[K, ...], sheet: GpuSheet, calls: Calls) -> Floats:
+    latency_s = np.empty(calls.batch.shape)
+    for kernel, rows in served(kernels, calls, sheet):
+        some = calls.take(rows)
+        latency_s[rows] = kernel.latency_s(sheet, some, kernel.work(sheet, some))
+    return latency_s
 
 
 def _of(bits: int, found: Ints) -> Mask:

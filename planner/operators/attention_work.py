@@ -67,13 +67,19 @@ class Calls:
     @property
     def kv_bytes_per_token(self) -> Floats:
         """Bytes of keys and values that a token leaves in the cache."""
-        moved: Floats = self.kv_heads * self.head_dim * self.kv_bits / np.float64(4)
-        return moved
+        return np.asarray(2 * self.kv_heads * self.head_dim * self.kv_bits / 8, np.float64)
+
+    @property
+    def kv_bytes(self) -> Floats:
+        """Bytes of the keys and values that the queries see, each once."""
+        reach = self.window + self.prompt - 1
+        seen = np.where(self.window > 0, np.minimum(reach, self.context), self.context)
+        return np.asarray(self.batch * seen * self.kv_bytes_per_token, np.float64)
 
     @property
     def query_bytes(self) -> Floats:
         """Bytes of the queries, as many as of the output: 16 bits each."""
-        return 2.0 * self.batch * self.prompt * self.q_heads * self.head_dim
+        return np.asarray(2 * self.batch * self.prompt * self.q_heads * self.head_dim, np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

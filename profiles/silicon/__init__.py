@@ -1,0 +1,1 @@
+"""Tables of measured GPU operators: reading, splitting, fitting the operator models on them, and validating."""

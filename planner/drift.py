@@ -21,13 +21,13 @@ def tolerance(text: str) -> float:
     (0.1, 0.025)
     >>> tolerance("0.1")
     Traceback (most recent call last):
-    planner.errors.InputError: --tolerance: expected a percentage above 0 % and at most 10000 %, as 10%; found '0.1'
+    planner.errors.InputError: --tolerance: expected a percentage above 0% and at most 10000%, such as 10%; found '0.1'
     """
     found = _PERCENT.fullmatch(text.strip())
     share = float(found[1]) / 100 if found else 0.0
     if not 0 < share <= MOST_TOLERANCE:
         raise InputError(
-            f"--tolerance: expected a percentage above 0 % and at most {MOST_TOLERANCE:.0%}, as 10%; found {text!r}"
+            f"--tolerance: expected a percentage above 0% and at most {MOST_TOLERANCE:.0%}, such as 10%; found {text!r}"
         )
     return share
 

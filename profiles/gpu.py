@@ -4,7 +4,7 @@ CUDA and ROCm builds of torch alike. Times are the device's own, by events. The 
 a step is a roofline of them is not, and its error says so.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
@@ -14,7 +14,7 @@ import torch
 
 from planner.errors import InputError
 from planner.hardware import HardwareProfile, MemoryTier
-from planner.measured import Machine, by_name, complaints, count
+from planner.measured import Curve, Machine, by_name, complaints, count
 from profiles.findings import decoder_pieces, error, machine_notes, overheads, throughput
 from profiles.flash import flash_pieces
 from profiles.flash_tier import flash_directory, flash_tier, opened_flash
@@ -86,35 +86,35 @@ def measure_gpu(order: Order) -> HardwareProfile:
     ground = Ground(torch.device("cuda"), event_clock, found.L2_cache_size)
     with ExitStack() as stack, torch.inference_mode():
         notes, flash = opened_flash(order, stack)
-        pieces = list(
-            gpu_pieces(
-                ground, kinds(torch.version.hip is not None, torch.cuda.get_device_capability()), free, order.quick
-            )
-        )
+        types = kinds(torch.version.hip is not None, torch.cuda.get_device_capability())
+        pieces = list(gpu_pieces(ground, types, free, order.quick))
         if flash is not None:
             pieces += flash_pieces(flash, order.write, order.quick)
         curves = take(hastened(pieces, order.quick), order.progress, order.doubts)
-    named = by_name(curves)
-    layer_s, kernel_s, step_s = overheads(named, 0.0)
+        slower = (MemoryTier("dram", available_bytes(), *link(by_name(curves))), *flash_tier(flash, by_name(curves)))
     held = whole - free - torch.cuda.memory_reserved()
     if held > OTHERS_HOLD * whole:
         notes.append(f"others hold {held / whole:.0%} of the GPU's memory, and may have used it meanwhile")
-    link = named["host to device"].points
     machine = replace(
         machine,
         flash=flash_directory(order, flash),
         others_share=before.others_share(cpu_seconds()),
         figures=count(curves),
     )
+    return gpu_profile(machine, curves, free, slower, tuple(notes))
+
+
+def gpu_profile(
+    machine: Machine, curves: tuple[Curve, ...], free_bytes: int, slower: tuple[MemoryTier, ...], notes: tuple[str, ...]
+) -> HardwareProfile:
+    """The profile that follows from curves, with the tiers behind the GPU's own memory."""
+    named = by_name(curves)
+    layer_s, kernel_s, step_s = overheads(named, 0.0)
     return HardwareProfile(
         name="local-gpu",
         kind="gpu",
         float_bits=16,
-        tiers=(
-            MemoryTier("hbm", free, named["memory copy"].points[-1][1]),
-            MemoryTier("dram", available_bytes(), link[-1][1], tuple((size, rate) for size, rate, _ in link)),
-            *flash_tier(flash, named),
-        ),
+        tiers=(MemoryTier("hbm", free_bytes, named["memory copy"].points[-1][1]), *slower),
         matmul_flop_per_s=throughput(named),
         layer_overhead_s=layer_s,
         step_overhead_s=step_s,
@@ -127,6 +127,12 @@ def measure_gpu(order: Order) -> HardwareProfile:
         machine=machine,
         curves=curves,
     )
+
+
+def link(named: Mapping[str, Curve]) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """(bytes per second of the largest block, the curve by block size) from the host to the device."""
+    points = named["host to device"].points
+    return points[-1][1], tuple((size, rate) for size, rate, _ in points)
 
 
 def kinds(rocm: bool, capability: tuple[int, int]) -> tuple[str, ...]:

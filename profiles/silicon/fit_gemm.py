@@ -1,0 +1,135 @@
+"""Fits the model of matrix products to measured ones, by least squares on the logarithm of the latency."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from planner.operators.gemm import KINDS, GemmModel
+from planner.operators.sheet import GpuSheet
+from profiles.silicon.regimes import Accuracy, by_regime, gemm_regimes
+from profiles.silicon.split import held_out
+from profiles.silicon.tables import GemmTable
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# The tables' benchmark reads six copies of the weights in turn.
+WEIGHT_COPIES = 6
+# Where a fit starts, and what it falls back to where rows say nothing.
+START = GemmModel(
+    launch_kclocks=3.5,
+    flop_time=0.97,
+    edge_time=0.15,
+    load_bytes_per_clock=35.0,
+    fill_kclocks=0.6,
+    epilogue_kclocks=1.5,
+    wave_softness=0.18,
+    read_share=0.95,
+    write_share=1.0,
+    cached_rate=2.1,
+    cached_share=0.4,
+    reduce_kclocks=3.0,
+    reduce_rate=2.3,
+    hot_share=0.1,
+    hot_s=2e-3,
+    choice=0.04,
+    unpack_per_clock=64.0,
+    quantise_rate=1.0,
+    issue_s=0.0,
+)
+# One GPU's products hardly tell these apart from what another GPU's would say of them.
+PINNED_TO_TRANSFER = frozenset({"flop_time", "cached_rate", "reduce_rate", "hot_s", "choice"})
+_ROWS = 2000
+# Errors beyond this count less than by their square: outliers of the measurement.
+_OUTLYING = 0.06
+_PRIOR = 0.3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Rows to fit to, of one table."""
+
+    sheet: GpuSheet
+    kind: str
+    m: Floats
+    n: Floats
+    k: Floats
+    latency_s: Floats
+
+
+def kept_out(table: GemmTable) -> Mask:
+    """The rows that no fit sees."""
+    return held_out(table.m, table.n, table.k)
+
+
+def predicted_s(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> Floats:
+    """What the model says of every row of a table, measured as the table was."""
+    return model.latency_s(sheet, table.kind, table.m, table.n, table.k, WEIGHT_COPIES)
+
+
+def errors(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> dict[str, Accuracy]:
+    """The error by regime on the rows that no fit saw."""
+    rows = kept_out(table)
+    regimes = {name: mask[rows] for name, mask in gemm_regimes(table.m, table.n, table.k).items()}
+    return by_regime(predicted_s(model, sheet, table)[rows], table.latency_s[rows], regimes)
+
+
+def fit(
+    tables: Sequence[tuple[GpuSheet, GemmTable]], start: GemmModel = START, pinned: frozenset[str] = frozenset()
+) -> GemmModel:
+    """The model of all tables together, all of one kind, from their fitted rows; `pinned` parameters stay at `start`.
+
+    The same tables give the same model: the rows fitted to are every so many of them, at most 2,000 a table.
+    """
+    kind = KINDS[tables[0][1].kind]
+    idle = {
+        "unpack_per_clock": not kind.unpacked,
+        "quantise_rate": not kind.quantised,
+        "issue_s": start.issue_s == 0,
+    }
+    free = [one.name for one in fields(GemmModel) if one.name not in pinned and not idle.get(one.name, False)]
+    samples = [sample(sheet, table) for sheet, table in tables]
+    origin = _encoded(start, free)
+
+    def misses(point: Floats) -> Floats:
+        model = _decoded(point, free, start)
+        logs = [
+            np.log(model.latency_s(one.sheet, one.kind, one.m, one.n, one.k, WEIGHT_COPIES) / one.latency_s)
+            for one in samples
+        ]
+        return np.concatenate([*logs, _PRIOR * (point - origin)])
+
+    found = least_squares(misses, origin, loss="soft_l1", f_scale=_OUTLYING, diff_step=1e-3, max_nfev=40)
+    return _rounded(_decoded(found.x, free, start))
+
+
+def sample(sheet: GpuSheet, table: GemmTable) -> Sample:
+    """At most 2,000 fitted rows of a table, the same every time."""
+    rows = np.flatnonzero(~kept_out(table))
+    rows = np.random.default_rng(0).permutation(rows)[:_ROWS]
+    sizes = (column[rows].astype(np.float64) for column in (table.m, table.n, table.k))
+    m, n, k = sizes
+    return Sample(sheet, table.kind, m, n, k, table.latency_s[rows])
+
+
+def _encoded(model: GemmModel, names: Sequence[str]) -> Floats:
+    """Parameters as unbounded numbers: the logarithm of what is positive, the log odds of a share of one."""
+    values = {name: float(getattr(model, name)) for name in names}
+    return np.array([np.log(v / (1 - v)) if name in _ODDS else np.log(v) for name, v in values.items()])
+
+
+def _decoded(point: Floats, names: Sequence[str], rest: GemmModel) -> GemmModel:
+    values: Mapping[str, float] = {
+        name: float(1 / (1 + np.exp(-x)) if name in _ODDS else np.exp(x)) for name, x in zip(names, point, strict=True)
+    }
+    return replace(rest, **values)
+
+
+def _rounded(model: GemmModel) -> GemmModel:
+    return replace(model, **{one.name: float(f"{getattr(model, one.name):.4g}") for one in fields(GemmModel)})
+
+
+_ODDS = frozenset({"wave_softness"})

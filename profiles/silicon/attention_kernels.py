@@ -29,7 +29,7 @@ def attention_kernels(framework: str, architecture: str) -> AttentionModel:
     if framework == "sglang" and old:
         return AttentionModel(
             decodes_single_tokens=False,
-            decode=(_decode("flash", "fill", 16), _decode("flash-8", "fill", 8)),
+            decode=(_decode("flash", "fa3", 16), _decode("flash-8", "fa3", 8)),
             prefill=_prefills("flash", "fa3", ((16, 16), (8, 16), (8, 8))),
         )
     if framework == "sglang":
@@ -109,6 +109,7 @@ def _prefills(
             tensor_share=0.7,
             softmax_cycles=0.03,
             small_tile=1.0,
+            serial=1.2,
             tail=0.4,
             alone=1.1,
             partial_traffic=0.5,

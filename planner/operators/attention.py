@@ -256,7 +256,7 @@ class AttentionModel:
         """
         before = np.asarray(context) - 1
         calls, shape = _calls(batch, q_heads, kv_heads, head_dim, 1, before, kv_bits, 16, window)
-        return self.latency_s(sheet, calls).reshape(shape)
+        return _latency_s(self.decode, sheet, calls).reshape(shape)
 
     def prefill_s(
         self,
@@ -288,8 +288,8 @@ class AttentionModel:
 
     def steps(self, calls: Calls) -> Mask:
         """Which calls the kernels of decode take."""
-        single = calls.prompt == 1
-        return single & (calls.prefix > 0) | single & self.decodes_single_tokens
+        steps: Mask = (calls.prompt == 1) & ((calls.prefix > 0) | self.decodes_single_tokens)
+        return steps
 
 
 K = TypeVar("K", DecodeKernel, PrefillKernel)

@@ -29,7 +29,7 @@ def attention_kernels(framework: str, architecture: str) -> AttentionModel:
     if framework == "sglang" and old:
         return AttentionModel(
             decodes_single_tokens=False,
-            decode=(_decode("flash", "fill", 16), _decode("flash-8", "fill", 8)),
+            decode=(_decode("flash", "fa3", 16), _decode("flash-8", "fa3", 8)),
             prefill=_prefills("flash", "fa3", ((16, 16), (8, 16), (8, 8))),
         )
     if framework == "sglang":

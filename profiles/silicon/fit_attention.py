@@ -1,6 +1,6 @@
 """Fitting the attention kernels of a framework to its table of measured latencies, on the shapes a fit may see."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,7 +123,7 @@ def fit_kernel(start: K, sheet: GpuSheet, calls: Calls, latency_s: Floats) -> K:
 
     found = least_squares(losses, origin, bounds=(least - 1e-9, most + 1e-9), max_nfev=60)
     # Four digits say as much as the rows do.
-    return at(np.log([float(f"{figure:.4g}") for figure in np.exp(found.x)]))
+    return _with(start, {name: float(f"{x:.4g}") for name, x in zip(bounds, np.exp(found.x), strict=True)})
 
 
 def fit_model(start: AttentionModel, sheet: GpuSheet, decode: DecodeTable, prefill: PrefillTable) -> AttentionModel:
@@ -224,3 +224,17 @@ def left_out(fitted: FittedAttention, directory: Path, sheet: GpuSheet) -> dict[
         name = f"{decode.framework}, {fitted.gpu} to {sheet.name}"
         found[name] = errors(model, sheet, decode, prefill)
     return found
+
+
+def transfer_errors(fits: Sequence[tuple[FittedAttention, Path, GpuSheet]]) -> dict[str, dict[str, Accuracy]]:
+    """The errors of leaving each of these GPUs out: each predicted by each other's fit, with its own sheet and kernels.
+
+    fits  each GPU's fit, the directory of its tables and its data sheet
+    """
+    return {
+        name: found
+        for given, _, _ in fits
+        for other, directory, sheet in fits
+        if other is not given
+        for name, found in left_out(given, directory, sheet).items()
+    }

@@ -19,6 +19,7 @@ COMMANDS = (
     "explain",
     "diff",
     "profile",
+    "validate",
     "targets",
     "passes",
     "backends",

@@ -1,7 +1,7 @@
 """Measured deployments of whole models, read from a table laid out like NVIDIA aiconfigurator's silicon_sample.csv.
 
-    backend, backend_version, model_path, mode, isl, osl, gemm_quant_mode, batch_size, tp_size, pp_size,
-    attention_dp_size, silicon_data_source, silicon_ttft_ms, silicon_tpot_ms
+    system, backend, model_path, mode, isl, osl, gemm_quant_mode, batch_size, tp_size, pp_size, attention_dp_size,
+    silicon_data_source, silicon_ttft_ms, silicon_tpot_ms
 
 What a row leaves unsaid is taken from how its source deploys and loads a server:
 
@@ -16,7 +16,7 @@ What a row leaves unsaid is taken from how its source deploys and loads a server
 import csv
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -43,9 +43,13 @@ NEEDED = (
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One measured deployment: what ran on how many GPUs under which load, and the two times it had."""
+    """One measured deployment: what ran on how many GPUs under which load, and the two times it had.
+
+    `system` is the name of a target, or empty where the table names none.
+    """
 
     name: str
+    system: str
     framework: str
     model: str
     published: Published
@@ -118,6 +122,7 @@ def _deployment(line: Mapping[str, str], where: str) -> Deployment:
     )
     return Deployment(
         name=line.get("id") or where,
+        system=_target(line.get("system") or ""),
         framework=line["backend"],
         model=line["model_path"].rsplit("/", 1)[-1],
         published=model,
@@ -131,6 +136,15 @@ def _deployment(line: Mapping[str, str], where: str) -> Deployment:
         ttft_s=_number(line, "silicon_ttft_ms", where) * 1e-3,
         tpot_s=_number(line, "silicon_tpot_ms", where) * 1e-3,
     )
+
+
+def _target(system: str) -> str:
+    """Our name of a system: theirs without the board, SXM unless they say otherwise.
+
+    >>> _target("h100_sxm"), _target("h100_pcie")
+    ('h100', 'h100-pcie')
+    """
+    return system.lower().replace("_", "-").removesuffix("-sxm")
 
 
 def _number(line: Mapping[str, str], column: str, where: str) -> float:
@@ -148,8 +162,3 @@ def _count(line: Mapping[str, str], column: str, where: str) -> int:
     if number != int(number):
         raise InputError(f"{where}: {column}: expected a whole number, found {line[column]}")
     return int(number)
-
-
-def models(deployments: Sequence[Deployment]) -> tuple[str, ...]:
-    """The models of the deployments, each once."""
-    return tuple(dict.fromkeys(deployment.model for deployment in deployments))

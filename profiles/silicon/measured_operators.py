@@ -1,7 +1,7 @@
 """Operators answered by a GPU's measured tables, and by a model where no table reaches."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -23,7 +23,7 @@ from profiles.silicon.tables import (
 )
 
 Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 
 class _Versioned(Protocol):
@@ -75,23 +75,37 @@ class MeasuredOperators:
     """
 
     def __init__(self, tables: FrameworkTables, model: Operators, benchmark: Operators) -> None:
-        self._tables = tables
         self._model = model
         self._benchmark = benchmark
         self._gemm = {table.kind: table for table in tables.gemm}
         self._scale = Grid.of((tables.scale.m, tables.scale.k), tables.scale.latency_s) if tables.scale else None
-        # Interpolated when first asked for: a model needs a few of several hundred combinations of heads.
-        self._grids: dict[tuple[str | int, ...], Grid | None] = {}
+        decode, prefill = tables.decode, tables.prefill
+        self._decode = (
+            _Phase(decode, decode.context, np.ones_like(decode.batch), benchmark.decode_attention_s)
+            if decode
+            else None
+        )
+        # Without a prefix, and with queries in 16 bits unless nothing else was measured.
+        self._prefill = (
+            _Phase(
+                prefill, prefill.prompt, prefill.compute_bits - 32 * (prefill.prefix > 0), benchmark.prefill_attention_s
+            )
+            if prefill
+            else None
+        )
+        # Interpolated when first asked for: a model needs few of several kinds.
+        self._grids: dict[str, Grid] = {}
 
     def gemm_s(self, kind: str, m: Floats, n: Floats | int, k: Floats | int) -> Floats:
         latency = self._model.gemm_s(kind, m, n, k)
-        if kind not in self._gemm:
+        table = self._gemm.get(kind)
+        if table is None:
             return latency
-        if (kind,) not in self._grids:
-            table = self._gemm[kind]
-            expected = self._benchmark.gemm_s(kind, table.m.astype(float), table.n.astype(float), table.k.astype(float))
-            self._grids[(kind,)] = Grid.of((table.m, table.n, table.k), np.log(table.latency_s / expected))
-        latency = _corrected(latency, self._grids[(kind,)], m, n, k)
+        if kind not in self._grids:
+            sizes = table.m, table.n, table.k
+            expected = self._benchmark.gemm_s(kind, *(size.astype(np.float64) for size in sizes))
+            self._grids[kind] = Grid.of(sizes, np.log(table.latency_s / expected))
+        latency = _corrected(latency, self._grids[kind].at(m, n, k))
         if kind == "fp8" and self._scale is not None:
             # Tables of different days do not subtract exactly; what is left is never less than this share.
             latency = np.maximum(latency - np.nan_to_num(self._scale.at(m, k)), 0.3 * latency)
@@ -100,39 +114,18 @@ class MeasuredOperators:
     def decode_attention_s(
         self, batch: Floats, q_heads: int, kv_heads: int, head_dim: int, context: Floats, kv_bits: int
     ) -> Floats:
-        key = ("decode", q_heads, kv_heads, head_dim, kv_bits)
-        table = self._tables.decode
-        if key not in self._grids:
-            rows = _rows(table, q_heads, kv_heads, head_dim, kv_bits)
-            self._grids[key] = None
-            if table is not None and rows.any():
-                sizes = table.batch[rows], table.context[rows]
-                expected = self._benchmark.decode_attention_s(
-                    sizes[0].astype(float), q_heads, kv_heads, head_dim, sizes[1].astype(float), kv_bits
-                )
-                self._grids[key] = Grid.of(sizes, np.log(table.latency_s[rows] / expected))
         latency = self._model.decode_attention_s(batch, q_heads, kv_heads, head_dim, context, kv_bits)
-        return _corrected(latency, self._grids[key], batch, context)
+        if self._decode is None:
+            return latency
+        return _corrected(latency, self._decode.log_ratio(batch, context, q_heads, kv_heads, head_dim, kv_bits))
 
     def prefill_attention_s(
         self, batch: Floats, q_heads: int, kv_heads: int, head_dim: int, prompt: Floats, kv_bits: int
     ) -> Floats:
-        key = ("prefill", q_heads, kv_heads, head_dim, kv_bits)
-        table = self._tables.prefill
-        if key not in self._grids:
-            rows = _rows(table, q_heads, kv_heads, head_dim, kv_bits)
-            self._grids[key] = None
-            if table is not None and rows.any():
-                rows &= table.prefix == 0
-                # Queries stay in 16 bits unless nothing else was measured.
-                rows &= table.compute_bits == table.compute_bits[rows].max()
-                sizes = table.batch[rows], table.prompt[rows]
-                expected = self._benchmark.prefill_attention_s(
-                    sizes[0].astype(float), q_heads, kv_heads, head_dim, sizes[1].astype(float), kv_bits
-                )
-                self._grids[key] = Grid.of(sizes, np.log(table.latency_s[rows] / expected))
         latency = self._model.prefill_attention_s(batch, q_heads, kv_heads, head_dim, prompt, kv_bits)
-        return _corrected(latency, self._grids[key], batch, prompt)
+        if self._prefill is None:
+            return latency
+        return _corrected(latency, self._prefill.log_ratio(batch, prompt, q_heads, kv_heads, head_dim, kv_bits))
 
     def all_reduce_s(self, gpus: int, message_bytes: Floats) -> Floats:
         return self._model.all_reduce_s(gpus, message_bytes)
@@ -141,21 +134,54 @@ class MeasuredOperators:
         return self._model.memory_s(moved_bytes)
 
 
-def _corrected(latency: Floats, log_ratio: Grid | None, *sizes: Floats | int) -> Floats:
-    """The model's latency times the ratio, where there is one."""
-    if log_ratio is None:
-        return latency
-    corrected: Floats = latency * np.exp(np.nan_to_num(log_ratio.at(*sizes)))
+class _Phase:
+    """One phase of attention: log(measured / model) over batch and tokens, for every combination of heads asked for.
+
+    `tokens` are those of each row of the table; of rows that share all sizes, those of the highest `preference` count, and
+    none of 0 or less.
+    """
+
+    def __init__(
+        self,
+        table: DecodeTable | PrefillTable,
+        tokens: Ints,
+        preference: Ints,
+        expected: Callable[[Floats, int, int, int, Floats, int], Floats],
+    ) -> None:
+        self._table = table
+        self._tokens = tokens
+        self._preference = preference
+        self._expected = expected
+        # Interpolated when first asked for: a model needs one of several hundred.
+        self._grids: dict[tuple[int, int, int, int], Grid | None] = {}
+
+    def log_ratio(
+        self, batch: Floats, tokens: Floats, q_heads: int, kv_heads: int, head_dim: int, kv_bits: int
+    ) -> Floats:
+        """At each size; NaN for heads that were not measured."""
+        heads = q_heads, kv_heads, head_dim, kv_bits
+        if heads not in self._grids:
+            self._grids[heads] = self._grid(*heads)
+        grid = self._grids[heads]
+        return np.full(np.shape(tokens), np.nan) if grid is None else grid.at(batch, tokens)
+
+    def _grid(self, q_heads: int, kv_heads: int, head_dim: int, kv_bits: int) -> Grid | None:
+        table = self._table
+        rows = (table.q_heads == q_heads) & (table.kv_heads == kv_heads) & (table.head_dim == head_dim)
+        rows &= (table.kv_bits == kv_bits) & (table.window == 0) & (self._preference > 0)
+        if not rows.any():
+            return None
+        rows &= self._preference == self._preference[rows].max()
+        sizes = table.batch[rows], self._tokens[rows]
+        batch, tokens = (size.astype(np.float64) for size in sizes)
+        expected = self._expected(batch, q_heads, kv_heads, head_dim, tokens, kv_bits)
+        return Grid.of(sizes, np.log(table.latency_s[rows] / expected))
+
+
+def _corrected(latency: Floats, log_ratio: Floats) -> Floats:
+    """The model's latency times the ratio, as it is where there is none."""
+    corrected: Floats = latency * np.exp(np.nan_to_num(log_ratio))
     return corrected
-
-
-def _rows(table: DecodeTable | PrefillTable | None, q_heads: int, kv_heads: int, head_dim: int, kv_bits: int) -> Mask:
-    """Rows of these heads without a window."""
-    if table is None:
-        return np.zeros(0, np.bool_)
-    heads = (table.q_heads == q_heads) & (table.kv_heads == kv_heads) & (table.head_dim == head_dim)
-    rows: Mask = heads & (table.kv_bits == kv_bits) & (table.window == 0)
-    return rows
 
 
 def _newest(tables: Sequence[T], framework: str) -> T | None:

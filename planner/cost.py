@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InvalidSpace
-from planner.formats import has_minimum, head_bytes, sink_bytes, slots, static_bytes, token_bytes, weight_bytes
+from planner.formats import head_bytes, sink_bytes, slots, static_bytes, token_bytes, weight_bytes
 from planner.goal import Workload
 from planner.hardware import HardwareProfile
 from planner.space import (
@@ -34,11 +34,11 @@ from planner.space import (
     Site,
     Tier,
     WeightChoice,
-    WeightFormat,
     WeightSite,
     attribute,
 )
 from planner.spec import LayerSpec, ModelSpec, TensorSpec
+from planner.times import attention_s, bytes_per_s, fused_rows, product_s, touched_share
 
 SCRATCH_ELEMENTS = 4 * 2**20
 """A runtime that expands a packed matrix does it in blocks of rows of at most this many numbers."""
@@ -155,16 +155,17 @@ def usages(
     The same numbers as `usage`, with like sites priced once.
     """
     tensors = {tensor.name: tensor for tensor in spec.tensors}
-    alike: dict[LayerSpec | TensorSpec | None, int] = {}
+    alike: dict[object, int] = {}
     known: dict[tuple[int, Choice], tuple[float, ...]] = {}
     out: list[tuple[float, ...]] = []
     for site, choices in candidates.items():
-        like: LayerSpec | TensorSpec | None
+        like: object
         if isinstance(site, KvSite):
             like = spec.layers[site.layer]
+        elif tensor := tensors.get(site.tensor):
+            like = replace(tensor, name="", layer=min(tensor.layer, 0)), _fused(tensor, spec, hardware)
         else:
-            tensor = tensors.get(site.tensor)
-            like = tensor and replace(tensor, name="", layer=min(tensor.layer, 0))
+            like = None
         same = alike.setdefault(like, len(alike))
         for choice in choices:
             row = known.get((same, choice))
@@ -236,9 +237,23 @@ def _price(
         return _head(spec.layers[site.layer], choice, workload, hardware)
     if isinstance(site, WeightSite) and isinstance(choice, WeightChoice):
         if site.tensor in tensors:
-            return _matrix(tensors[site.tensor], choice, workload, hardware)
+            tensor = tensors[site.tensor]
+            return _matrix(tensor, _fused(tensor, spec, hardware), choice, workload, hardware)
         raise InvalidSpace(f"{site} is no tensor of {spec.source or spec.family}")
     raise InvalidSpace(f"{site} cannot take {choice}")
+
+
+def _fused(tensor: TensorSpec, spec: ModelSpec, hardware: HardwareProfile) -> int:
+    """Rows of the call that a matrix is multiplied in; its own where calls are not priced."""
+    return tensor.rows if hardware.operators is None else _fused_rows(spec)[tensor.name]
+
+
+@lru_cache(maxsize=16)
+def _fused_rows(spec: ModelSpec) -> Mapping[str, int]:
+    layers: dict[int, list[TensorSpec]] = {}
+    for tensor in spec.tensors:
+        layers.setdefault(tensor.layer, []).append(tensor)
+    return {tensor.name: fused_rows(tensor, layers[tensor.layer]) for tensor in spec.tensors}
 
 
 def _row(
@@ -283,20 +298,13 @@ def _head(layer: LayerSpec, choice: KvChoice, workload: Workload, hardware: Hard
     held_sinks = np.minimum(start, sinks)
     held = np.minimum(start - held_sinks, coded)
     read = (held * slot_each + held_sinks * sink_each) * batch
-    # Multiplications of a query's number with a cached one; of a prompt's tokens with all that is filled and with one
-    # another, what a window hides included.
-    each_slot = 2 * layer.group * layer.head_dim * batch
-    decode_work, prefill_work = each_slot * (sinks + coded), each_slot * tokens * (held + held_sinks + tokens)
-    measured = hardware.attention_time(choice.k.bits, layer.head_dim)
-    if measured is not None:
-        decode_s = decode_work * float(_at(measured.decode, sinks + coded))
-        prefill_s = prefill_work * _at(measured.prefill, held + held_sinks + tokens)
-        expand_slot_s = 0.0
-    else:
-        flop_rate, fast = _flop_per_s(hardware), _fast_bytes_per_s(hardware)
-        decode_s = max(2 * decode_work / flop_rate, each * batch * shares[0] / fast)
-        prefill_s = np.maximum(2 * prefill_work / flop_rate, read * shares[0] / fast)
-        expand_slot_s = sum(hardware.expand_kv_s(layer.head_dim, form.bits) for form in (choice.k, choice.v)) * batch
+    one, seen, whole = np.ones(1), np.array([float(sinks + coded)]), np.array([each * batch * shares[0]])
+    bits = max(choice.k.bits, choice.v.bits)
+    decode_s = float(attention_s(layer, bits, batch, one, seen, whole, True, hardware)[0])
+    prefill_s = attention_s(layer, bits, batch, tokens, held + held_sinks, read * shares[0], False, hardware)
+    # What was measured whole expands within.
+    expands = not hardware.attention_times
+    expand_slot_s = expands * batch * sum(hardware.expand_kv_s(layer.head_dim, f.bits) for f in (choice.k, choice.v))
     read_bytes = fsum(read.tolist())
     decode = Work(decode_s, coded * expand_slot_s, tuple(each * batch * s for s in links))
     prefill = Work(fsum(prefill_s.tolist()), fsum(held.tolist()) * expand_slot_s, tuple(read_bytes * s for s in links))
@@ -304,35 +312,24 @@ def _head(layer: LayerSpec, choice: KvChoice, workload: Workload, hardware: Hard
     return Price(stored, tuple(stored * share for share in shares), decode, prefill)
 
 
-def _at(points: tuple[tuple[int, float], ...], slots: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Seconds at each number of slots: linear between points, the nearest point's outside of them."""
-    sizes, seconds = zip(*points, strict=True)
-    return np.asarray(np.interp(slots, sizes, seconds))
-
-
 @lru_cache(maxsize=2**17)
-def _matrix(tensor: TensorSpec, choice: WeightChoice, workload: Workload, hardware: HardwareProfile) -> Price:
+def _matrix(
+    tensor: TensorSpec, fused: int, choice: WeightChoice, workload: Workload, hardware: HardwareProfile
+) -> Price:
     """One matrix and its products: read and expanded once for each decode step and each prefill chunk.
 
-    Of a mixture, a step of n tokens touches the share 1 - (1 - active)^n of the experts. A table that is only looked
-    up (active 0) costs its bytes and no time.
+    Of a mixture, a step touches some of the experts. A table that is only looked up costs its bytes and no time.
     """
     stored = weight_bytes(tensor, choice.format)
     shares = _shares(choice.tier, hardware)
-    expand_s = hardware.expand_weights_s(tensor.elements, choice.format.bits)
+    expand_s = 0.0 if hardware.product_times else hardware.expand_weights_s(tensor.elements, choice.format.bits)
     # An expert is read by itself; a dense matrix is one.
     links = _link_s_per_byte(shares, stored / tensor.count, hardware)
-    flop_rate, fast = _flop_per_s(hardware), _fast_bytes_per_s(hardware)
-    measured = hardware.product_time(product_kind(tensor, choice.format))
 
     def step(tokens: int, times: int) -> Work:
-        touched = 1 - (1 - tensor.active) ** tokens
-        if measured is not None:
-            busy = tensor.elements * measured.seconds(tokens) if tensor.active and tokens else 0.0
-            return Work(busy * times, 0.0, tuple(stored * touched * times * s for s in links))
-        busy = max(2 * tensor.elements * tensor.active * tokens / flop_rate, stored * touched * shares[0] / fast)
-        each = Work(busy, expand_s * touched, tuple(stored * touched * s for s in links))
-        return Work(each.busy_s * times, each.expand_s * times, tuple(s * times for s in each.links_s))
+        touched = touched_share(tensor, tokens) * times
+        busy_s = product_s(tensor, choice.format, tokens, stored * touched / max(times, 1) * shares[0], fused, hardware)
+        return Work(busy_s * times, expand_s * touched, tuple(stored * touched * s for s in links))
 
     batch = workload.batch
     if tensor.layer < 0:
@@ -341,18 +338,6 @@ def _matrix(tensor: TensorSpec, choice: WeightChoice, workload: Workload, hardwa
         full, rest = divmod(workload.longest_tokens - workload.new_tokens, workload.prefill_chunk_tokens)
         prefill = _sum([step(batch * workload.prefill_chunk_tokens, full), step(batch * rest, min(rest, 1))], hardware)
     return Price(stored, tuple(stored * share for share in shares), step(batch, 1), prefill)
-
-
-def product_kind(tensor: TensorSpec, form: WeightFormat) -> str:
-    """How a hardware profile names the products of a matrix in a format.
-
-    >>> matrix = TensorSpec("w", 0, 64, 64)
-    >>> product_kind(matrix, WeightFormat(32)), product_kind(matrix, WeightFormat(4, "block", 32))
-    ('float32', 'block4')
-    """
-    # Codes without a minimum are blocks like any others, whoever rounded them.
-    scheme = "block" if form.scheme == "exact" and not has_minimum(tensor) else form.scheme
-    return f"{scheme}{form.bits:g}"
 
 
 def _shares(tier: Tier, hardware: HardwareProfile) -> tuple[float, ...]:
@@ -371,14 +356,6 @@ def _link_s_per_byte(shares: tuple[float, ...], block_bytes: float, hardware: Ha
     )
 
 
-def _flop_per_s(hardware: HardwareProfile) -> float:
-    return hardware.flop_per_s(hardware.float_bits) * hardware.efficiency
-
-
-def _fast_bytes_per_s(hardware: HardwareProfile) -> float:
-    return hardware.fastest.read_bytes_per_s * hardware.efficiency
-
-
 def _chunks(workload: Workload) -> int:
     """Chunks in which the longest prompt is read."""
     return -(-(workload.longest_tokens - workload.new_tokens) // workload.prefill_chunk_tokens)
@@ -390,7 +367,7 @@ def _chunks(workload: Workload) -> int:
 def _overhead(spec: ModelSpec, hardware: HardwareProfile) -> tuple[tuple[str, float], ...]:
     """(name, seconds) that every step and every prefill chunk costs whatever is chosen."""
     return (
-        ("uncompressed weights", spec.other_bytes / _fast_bytes_per_s(hardware)),
+        ("uncompressed weights", spec.other_bytes / bytes_per_s(hardware)),
         ("layers being called", len(spec.layers) * hardware.layer_overhead_s),
         ("step being called", hardware.step_overhead_s),
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from planner.errors import InputError
 from planner.measured import Curve, Machine, by_name, count
+from planner.operators.gpu import GpuOperators
 
 Provenance = Literal["measured", "fitted", "datasheet"]
 
@@ -158,6 +159,7 @@ class HardwareProfile:
     attention_times: tuple[AttentionTime, ...] = ()
     notes: tuple[str, ...] = ()
     efficiency: float = 1.0
+    operators: GpuOperators | None = None
     machine: Machine | None = None
     curves: tuple[Curve, ...] = ()
 

@@ -18,6 +18,7 @@ from planner.hardware import HardwareProfile, MemoryTier
 from planner.operators.sheet import GpuSheet
 from planner.serde import build, schema
 from planner.yaml_text import parse
+from profiles.silicon.fitted_operators import PricedGpu, gpu_operators
 
 DIRECTORY = Path(__file__).parent / "targets"
 
@@ -77,7 +78,10 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A target file. `sources` maps the short names that figures give to what they stand for."""
+    """A target file. `sources` maps the short names that figures give to what they stand for.
+
+    The error of a GPU whose `chip` is described is that of its operator models, unless the file gives one.
+    """
 
     title: str
     kind: Literal["cpu", "gpu"]
@@ -88,9 +92,9 @@ class Target:
     step_overhead_s: Figure
     kernel_overhead_s: Figure
     efficiency: Figure
-    error: Figure
     sources: Mapping[str, str]
     date: str
+    error: Figure | None = None
     notes: tuple[str, ...] = ()
     chip: Chip | None = None
 
@@ -144,7 +148,10 @@ def gpu_sheet(name: str) -> GpuSheet:
     108
     """
     path = _path(name)
-    document = _document(path)
+    return _sheet(_document(path), path)
+
+
+def _sheet(document: Target, path: Path) -> GpuSheet:
     if document.chip is None:
         raise InputError(f"{path}: $.chip: is missing; operator times are predicted for GPUs whose chip is described")
     tiers = {tier.name: tier for tier in document.tiers}
@@ -180,6 +187,7 @@ def _profile(document: Target, path: Path) -> HardwareProfile:
     unused = set(document.sources) - {source for _, source in cited}
     if unused:
         raise InputError(f"{path}: $.sources.{min(unused)}: no figure cites it; cite it or drop it")
+    priced = None if document.chip is None else gpu_operators(_sheet(document, path))
     try:
         return HardwareProfile(
             name=path.stem,
@@ -191,14 +199,24 @@ def _profile(document: Target, path: Path) -> HardwareProfile:
             step_overhead_s=document.step_overhead_s.value,
             kernel_overhead_s=document.kernel_overhead_s.value,
             provenance="datasheet",
-            error=document.error.value,
+            error=_error(document, priced, path),
             sources=tuple(f"{key}: {document.sources[source]}" for key, source in cited),
             date=document.date,
             notes=(document.title, *document.notes),
             efficiency=document.efficiency.value,
+            operators=None if priced is None else priced.operators,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _error(document: Target, priced: PricedGpu | None, path: Path) -> float:
+    """The relative half-width of predicted times."""
+    if document.error is not None:
+        return document.error.value
+    if priced is None:
+        raise InputError(f"{path}: $.error: is missing; without a chip nothing says how far predictions are off")
+    return priced.error
 
 
 def _tier(tier: TargetTier) -> MemoryTier:

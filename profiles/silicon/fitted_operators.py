@@ -1,12 +1,14 @@
 """The operators of a GPU by the formulae that come with the planner, fitted to it or carried over from another."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from planner.errors import InputError
 from planner.operators.collective import all_reduce_model
 from planner.operators.formula import FormulaOperators
 from planner.operators.gemm import KINDS, GemmModel
+from planner.operators.gpu import GpuOperators
 from planner.operators.sheet import GpuSheet
 from profiles.silicon.attention_data import attention_model
 from profiles.silicon.fit_gemm import WEIGHT_COPIES
@@ -41,3 +43,24 @@ def _gemm(sheet: GpuSheet, framework: str) -> Mapping[str, GemmModel]:
         except InputError:
             continue  # asked for by nobody, or refused by FormulaOperators with the kinds there are
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class PricedGpu:
+    """A GPU's operators, and what share of a time nine predictions in ten are off by at most."""
+
+    operators: GpuOperators
+    error: float
+
+
+@lru_cache
+def gpu_operators(sheet: GpuSheet, framework: str = "vllm") -> PricedGpu:
+    """A framework's products and attention as the cost model asks for them.
+
+    The error is the larger of the two operators' ninth deciles: of products with real layers' matrices and of all
+    decode attention, on rows that no fit saw; for a GPU without tables, on the GPU that the fit was carried to worst.
+    """
+    found, attention = deployed(sheet, framework), attention_model(sheet, framework)
+    products = gemm_choice(sheet, framework, "bf16")
+    errors = products.errors["n,k >= 1024"].p90, attention.errors["decode, all"].p90
+    return PricedGpu(GpuOperators(sheet, tuple(found.gemm.items()), attention.model), max(errors))

@@ -78,9 +78,20 @@ _WGMMA_TILES = (
     *((256, 128), (128, 256), (192, 192), (192, 128), (128, 192), (128, 128), (256, 64), (64, 256)),
     *((64, 192), (128, 64), (64, 128), (64, 64), (128, 32), (64, 32), (64, 16)),
 )
-_AMPERE = Generation(_MMA_TILES, column_step=0, multicast=1, stream_share=0.86)
-_HOPPER = Generation(_WGMMA_TILES, column_step=8, multicast=2, stream_share=0.91)
-GENERATIONS: Mapping[str, Generation] = {"ampere": _AMPERE, "hopper": _HOPPER, "blackwell": _HOPPER}
+_HBM2E = Generation(_MMA_TILES, column_step=0, multicast=1, stream_share=0.86)
+_GDDR6 = Generation(_MMA_TILES, column_step=0, multicast=1, stream_share=0.9)
+_HBM3 = Generation(_WGMMA_TILES, column_step=8, multicast=2, stream_share=0.91)
+_STACKED_DIES = Generation(_MMA_TILES, column_step=0, multicast=1, stream_share=0.8)
+GENERATIONS: Mapping[str, Generation] = {
+    "sm_80": _HBM2E,
+    "sm_86": _GDDR6,
+    "sm_89": _GDDR6,
+    "sm_90": _HBM3,
+    "sm_100": _HBM3,
+    "gfx942": _STACKED_DIES,
+    "gfx950": _STACKED_DIES,
+}
+_UNKNOWN = _GDDR6
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +154,7 @@ class GemmModel:
 
     def _chosen_s(self, sheet: GpuSheet, shape: "_Shape") -> Floats:
         """The latency of what the library chooses among tiles and splits.  [rows]"""
-        generation = GENERATIONS.get(sheet.architecture, _AMPERE)
+        generation = GENERATIONS.get(sheet.architecture, _UNKNOWN)
         tile = _tiles(generation, shape.m)
         length = np.ceil(shape.k / tile.splits / _K_STEP) * _K_STEP  # [variants, rows] of k in a split
         parts = np.ceil(shape.n / tile.rows) * tile.count * tile.splits / sheet.sm_count

@@ -9,6 +9,7 @@ from scipy.optimize import least_squares
 
 from planner.operators.gemm import KINDS, GemmModel
 from planner.operators.sheet import GpuSheet
+from profiles.silicon.measured import misses
 from profiles.silicon.regimes import Accuracy, by_regime, gemm_regimes
 from profiles.silicon.split import held_out
 from profiles.silicon.tables import GemmTable
@@ -40,8 +41,10 @@ START = GemmModel(
     quantise_rate=1.0,
     issue_s=0.0,
 )
-# One GPU's products hardly tell these apart from what another GPU's would say of them.
-PINNED_TO_TRANSFER = frozenset({"flop_time", "cached_rate", "reduce_rate", "hot_s", "choice"})
+# What one GPU's products hardly tell from the rest, and what would carry its libraries' habits over to another GPU.
+PINNED_TO_TRANSFER = frozenset(
+    {"flop_time", "wave_softness", "write_share", "cached_rate", "reduce_rate", "hot_s", "choice"}
+)
 _ROWS = 2000
 # Errors beyond this count less than by their square: outliers of the measurement.
 _OUTLYING = 0.06
@@ -70,11 +73,29 @@ def predicted_s(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> Floats:
     return model.latency_s(sheet, table.kind, table.m, table.n, table.k, WEIGHT_COPIES)
 
 
+def backed_s(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> Floats:
+    """What the model says of every row, times what its fitted rows say that it misses there."""
+    fitted, formula_s = ~kept_out(table), predicted_s(model, sheet, table)
+    sizes = np.column_stack((table.m, table.n, table.k)).astype(np.float64)
+    missed = misses(sizes[fitted], table.latency_s[fitted], formula_s[fitted])
+    return formula_s * missed.factor(sizes)
+
+
 def errors(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> dict[str, Accuracy]:
-    """The error by regime on the rows that no fit saw."""
+    """The formula's error by regime on the rows that no fit saw."""
+    return judged(predicted_s(model, sheet, table), table)
+
+
+def backed_errors(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> dict[str, Accuracy]:
+    """The same where the formula is backed by the table's fitted rows."""
+    return judged(backed_s(model, sheet, table), table)
+
+
+def judged(latency_s: Floats, table: GemmTable) -> dict[str, Accuracy]:
+    """The error by regime of any prediction of a table, on the rows that no fit saw.  latency_s [rows]"""
     rows = kept_out(table)
     regimes = {name: mask[rows] for name, mask in gemm_regimes(table.m, table.n, table.k).items()}
-    return by_regime(predicted_s(model, sheet, table)[rows], table.latency_s[rows], regimes)
+    return by_regime(latency_s[rows], table.latency_s[rows], regimes)
 
 
 def fit(

@@ -164,6 +164,7 @@ class PrefillKernel:
     tensor_share          of the tensor cores' rate at which the products of a block run
     softmax_cycles        of an element of a block's scores
     small_tile            the time of an element in a tile of 64 rows, over that in a full one
+    serial                the same where products and softmax of a tile take turns
     tail                  of the longest tile that the last wave leaves the other SMs idle
     alone                 the time of a tile where SMs have at most one each, over that among many
     partial_traffic       of the splits' partial outputs, over their bytes
@@ -183,6 +184,7 @@ class PrefillKernel:
     tensor_share: float
     softmax_cycles: float
     small_tile: float
+    serial: float
     tail: float
     alone: float
     partial_traffic: float
@@ -223,6 +225,7 @@ class PrefillKernel:
         sm_flop_per_s = self.tensor_share * sheet.rate("fp8" if fp8 else "bf16") / sheet.sm_count
         element_s = 4 * calls.head_dim / sm_flop_per_s + self.softmax_cycles / sheet.boost_hz
         small = np.where((work.tile_rows == 64) & (self.schedule != "fa2"), self.small_tile, 1)
+        small = small * np.where(work.serial, self.serial, 1)
         return item_s, small * work.tile_rows * work.block_keys * element_s
 
 

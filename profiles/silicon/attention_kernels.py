@@ -109,6 +109,7 @@ def _prefills(
             tensor_share=0.7,
             softmax_cycles=0.03,
             small_tile=1.0,
+            serial=1.2,
             tail=0.4,
             alone=1.1,
             partial_traffic=0.5,

@@ -54,6 +54,7 @@ PREFILL: Bounds = {
     "tensor_share": (0.05, 1.0),
     "softmax_cycles": (0.0005, 1.0),
     "small_tile": (0.3, 4.0),
+    "serial": (0.5, 3.0),
     "tail": (0.02, 2.0),
     "partial_traffic": (0.01, 20.0),
     "throttle": (0.001, 0.5),

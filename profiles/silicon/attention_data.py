@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.errors import InputError
 from planner.operators.attention import AttentionModel
 from planner.operators.sheet import GpuSheet
 from planner.serde import load_file
 from profiles.silicon.regimes import Accuracy
+
+_DEFAULT = "vllm"
 
 DIRECTORY = Path(__file__).parent / "operators"
 
@@ -52,15 +53,20 @@ class AttentionTransfer:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """An attention model for a GPU, the GPU it was fitted on, and its error: of that fit, or of a GPU left out."""
+    """An attention model for a GPU, the GPU and framework it was fitted on, and its error.
+
+    The error is that fit's own on shapes it did not see, or, of a GPU that was not fitted, what predicting a GPU left
+    out has shown.
+    """
 
     model: AttentionModel
     fitted_on: str
+    framework: str
     errors: Errors
 
 
 def attention_model(sheet: GpuSheet, framework: str) -> Prediction:
-    """The model for a GPU and a framework; InputError where no fit knows the framework.
+    """The model for a GPU and a framework; one that no fit knows is taken for vLLM.
 
     >>> from profiles.targets import gpu_sheet
     >>> attention_model(gpu_sheet("h100"), "vllm").fitted_on
@@ -69,16 +75,23 @@ def attention_model(sheet: GpuSheet, framework: str) -> Prediction:
     'a100'
     """
     if _path(sheet.name).exists():
-        own = _framework(fitted(sheet.name), framework)
-        return Prediction(own.model, sheet.name, own.errors)
+        document = fitted(sheet.name)
+        known = framework if framework in document.frameworks else _DEFAULT
+        own = document.frameworks[known]
+        return Prediction(own.model, sheet.name, known, own.errors)
     rules = transfer()
-    giver = rules.nearest.get(sheet.architecture, rules.otherwise)
-    borrowed = _framework(fitted(giver), framework)
+    document = fitted(rules.nearest.get(sheet.architecture, rules.otherwise))
+    known = framework if framework in document.frameworks else _DEFAULT
+    return Prediction(document.frameworks[known].model, document.gpu, known, _worst(rules, known))
+
+
+def _worst(rules: AttentionTransfer, framework: str) -> dict[str, Accuracy]:
+    """The larger error in every regime of the GPUs that were left out."""
     worst: dict[str, Accuracy] = {}
     for key, errors in rules.errors.items():
         if key.startswith(f"{framework}, "):
             worst |= {name: one for name, one in errors.items() if name not in worst or one.mape > worst[name].mape}
-    return Prediction(borrowed.model, giver, worst)
+    return worst
 
 
 def fitted(gpu: str) -> FittedAttention:
@@ -88,13 +101,6 @@ def fitted(gpu: str) -> FittedAttention:
 
 def transfer() -> AttentionTransfer:
     return load_file(_path("transfer"), AttentionTransfer)
-
-
-def _framework(document: FittedAttention, framework: str) -> FrameworkAttention:
-    if framework not in document.frameworks:
-        known = ", ".join(document.frameworks)
-        raise InputError(f"no attention of {framework} was fitted on {document.gpu}; known: {known}")
-    return document.frameworks[framework]
 
 
 def _path(gpu: str) -> Path:

@@ -12,7 +12,7 @@ def attention_kernels(framework: str, architecture: str) -> AttentionModel:
     """The kernels of vllm, sglang or trtllm on an architecture (`sm_90`); of any other framework, vllm's.
 
     >>> [kernel.name for kernel in attention_kernels("vllm", "sm_80").decode]
-    ['fa2']
+    ['fa2', 'fa2-8']
     """
     old = architecture in _BEFORE_HOPPER
     if framework == "trtllm":

@@ -63,6 +63,7 @@ PREFILL = PrefillKernel(
     tensor_share=0.6,
     softmax_cycles=0.01,
     small_tile=1.0,
+    serial=1.3,
     tail=0.5,
     alone=1.2,
     partial_traffic=1.0,

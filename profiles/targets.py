@@ -18,7 +18,7 @@ from planner.hardware import HardwareProfile, MemoryTier
 from planner.operators.sheet import GpuSheet
 from planner.serde import build, schema
 from planner.yaml_text import parse
-from profiles.silicon.fitted_operators import PricedGpu, gpu_operators
+from profiles.silicon.priced_gpu import PricedGpu, gpu_operators
 
 DIRECTORY = Path(__file__).parent / "targets"
 

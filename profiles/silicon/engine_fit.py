@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from planner.errors import InputError
 from planner.operators.serving import Engine, Served, serve
 from planner.operators.sheet import GpuSheet
-from planner.operators.step import Operators, Step
+from planner.operators.step import DenseModel, Operators, Step
 from planner.operators.step_times import StepTimes
 from profiles.silicon.deployments import Deployment
 
@@ -42,18 +42,19 @@ class Server:
     def __init__(self, sheet: GpuSheet, operators: Mapping[str, Operators]) -> None:
         self._sheet = sheet
         self._operators = operators
-        self._times: dict[Step, StepTimes] = {}
+        self._times: dict[tuple[str, DenseModel, int, str, int, float], StepTimes] = {}
 
     def serve(self, deployment: Deployment, kernel_s: float, sequence_s: float) -> Served | None:
         """The deployment under its load; None where the weights leave no room for a request."""
         engine = replace(deployment.engine, kernel_s=kernel_s, sequence_s=sequence_s)
-        step = self._step(deployment, engine)
         kv_tokens = self.kv_tokens(deployment)
         if kv_tokens < deployment.load.prompt + deployment.load.output:
             return None
-        if step not in self._times:
-            self._times[step] = StepTimes(step)
-        return serve(self._times[step], engine, deployment.load, kv_tokens)
+        shape = deployment.published.shape
+        key = deployment.framework, shape, deployment.gpus, deployment.kind, deployment.kv_bits, kernel_s
+        if key not in self._times:
+            self._times[key] = StepTimes(self._step(deployment, engine))
+        return serve(self._times[key], engine, deployment.load, kv_tokens)
 
     def kv_tokens(self, deployment: Deployment) -> int:
         """Tokens the cache holds beside the weights."""

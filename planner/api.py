@@ -179,7 +179,7 @@ def check_hardware(
 ) -> HardwareReport:
     """Measure this machine and compare it with a profile of it, figure by figure; also write both as asked.
 
-    A figure counts as slower only if it is so whenever it is timed again.
+    What looks slower is timed again, as far as a quarter of the time goes, and counts only if it stays slower.
     """
     from planner.compile.machine import checked
     from planner.junit import junit as as_junit

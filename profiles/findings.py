@@ -11,7 +11,9 @@ from profiles.timing import Sample
 MOST_ERROR = 1.0
 """Beyond it nothing is known."""
 
-DEEP_LAYERS = 16
+DEEP_LAYERS = 40
+"""More than one: so many that their matrices come from memory at every step, as a model's do and as they are priced."""
+
 DECODERS = ((1, 1), (1 + DEEP_LAYERS, 1), (1 + DEEP_LAYERS, 2))
 """(layers, classes of heads) of the short decoders whose differences are the costs of calling."""
 
@@ -32,8 +34,8 @@ def stepping(classes: int) -> str:
 def overheads(named: Mapping[str, Curve], priced_s: float) -> tuple[float, float, float]:
     """Seconds that a layer, a class of heads and a step take; `priced_s` of a layer are priced elsewhere.
 
-    >>> one = Curve("decoder step, 1 class", "s", "layers", ((1, 3.0, 0.0), (17, 35.0, 0.0)))
-    >>> two = Curve("decoder step, 2 classes", "s", "layers", ((17, 43.5, 0.0),))
+    >>> one = Curve("decoder step, 1 class", "s", "layers", ((1, 3.0, 0.0), (41, 83.0, 0.0)))
+    >>> two = Curve("decoder step, 2 classes", "s", "layers", ((41, 103.5, 0.0),))
     >>> overheads({one.name: one, two.name: two}, 0.25)
     (1.25, 0.5, 1.0)
     """

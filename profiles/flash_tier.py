@@ -18,7 +18,8 @@ def opened_flash(order: Order, stack: ExitStack) -> tuple[list[str], FlashFile |
             raise InputError(f"--flash {order.flash}: {found.reason}; give a directory on the device to measure")
         return [f"no flash tier: {found.reason}"], None
     stack.callback(found.close)
-    return ["flash tier: random blocks one at a time; its rate: the largest blocks in order"], found
+    of = f"of a file of {found.size >> 20} MiB, which a device's own cache may hold in part"
+    return [f"flash tier: random blocks one at a time, its rate the largest blocks in order, {of}"], found
 
 
 def flash_directory(order: Order, flash: FlashFile | None) -> str:

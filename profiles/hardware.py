@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
 from functools import partial
-from os import cpu_count
 
 import torch
 
@@ -19,7 +18,15 @@ from planner.measured import Curve, Machine, by_name, complaints, count
 from profiles.findings import DECODERS, decoder_pieces, error, machine_notes, overheads, throughput
 from profiles.flash import flash_pieces
 from profiles.flash_tier import flash_directory, flash_tier, opened_flash
-from profiles.machine import available_bytes, cpu_flags, cpu_name, cpu_seconds, last_cache_bytes, load_average
+from profiles.machine import (
+    available_bytes,
+    cpu_flags,
+    cpu_name,
+    cpu_seconds,
+    last_cache_bytes,
+    load_average,
+    usable_cpus,
+)
 from profiles.memory import memory_pieces, reading
 from profiles.record import Order, Piece, calls, hastened, take
 from profiles.tensor_ops import Ground, attention_pieces, product_pieces
@@ -43,7 +50,7 @@ INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"})
 def this_cpu(probe: RuntimeProbe, quick: bool) -> Machine:
     """This machine's CPU and the software that is timed, nothing measured yet."""
     software = (probe.name, f"torch {torch.__version__}")
-    return Machine("cpu", cpu_name(), cpu_count() or 1, probe.runtime, software, "", quick, load_average(), 0.0, 0)
+    return Machine("cpu", cpu_name(), usable_cpus(), probe.runtime, software, "", quick, load_average(), 0.0, 0)
 
 
 def measure(order: Order, probe: RuntimeProbe) -> HardwareProfile:

@@ -39,6 +39,15 @@ def cpu_seconds() -> CpuSeconds:
     return CpuSeconds(passed, passed - spent["idle"] - spent.get("iowait", 0.0), own.user + own.system)
 
 
+def usable_cpus() -> int:
+    """CPUs that this process may run on.
+
+    >>> usable_cpus() >= 1
+    True
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def load_average() -> float:
     """Of the last minute; 0 where the system keeps none."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0

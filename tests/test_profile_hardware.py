@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -119,9 +119,8 @@ def test_a_quick_profile_is_not_kept_for_planning(directory: Path, baseline: Pat
     ],
 )  # fmt: skip
 def test_a_baseline_that_will_not_do_is_refused_before_anything_is_measured(
-    edit: "object", args: tuple[str, ...], said: str, baseline: Path, tmp_path: Path
+    edit: Callable[[str], str], args: tuple[str, ...], said: str, baseline: Path, tmp_path: Path
 ) -> None:
-    assert callable(edit)
     path = tmp_path / "baseline.yaml"
     path.write_text(edit(baseline.read_text()))
     told = planner(*args, "--check", path, "--out", tmp_path / "now.yaml")

@@ -12,6 +12,7 @@ from planner.hardware import HardwareProfile
 from planner.measured import by_name, count
 from planner.serde import dump, load
 from profiles import findings, flash, hardware, memory
+from profiles.machine import usable_cpus
 from profiles.record import Order
 
 Stages = list[tuple[str, int, int]]
@@ -87,7 +88,7 @@ def measured(
 def test_the_profile_is_of_this_machine(measured: tuple[HardwareProfile, Stages]) -> None:
     profile, _ = measured
     machine = profile.machine
-    assert machine is not None and machine.processor and machine.threads == os.cpu_count()
+    assert machine is not None and machine.processor and machine.threads == usable_cpus()
     assert (machine.device, machine.runtime, machine.software[0]) == ("cpu", "packed", "packed bytes 1")
     assert (profile.name, profile.kind, profile.float_bits, profile.provenance) == ("local", "cpu", 32, "measured")
     assert profile.efficiency == 1 and hardware.LEAST_ERROR <= profile.error <= findings.MOST_ERROR
@@ -102,7 +103,7 @@ def test_the_profile_is_of_this_machine(measured: tuple[HardwareProfile, Stages]
 def test_what_the_cost_model_reads_is_what_the_curves_say(measured: tuple[HardwareProfile, Stages]) -> None:
     profile, _ = measured
     curves = by_name(profile.curves)
-    threads = os.cpu_count() or 1
+    threads = usable_cpus()
     assert profile.fastest.read_bytes_per_s == curves[memory.reading(threads)].points[-1][1]
     assert dict(profile.matmul_flop_per_s)["fp32"] == curves["torch fp32 product"].points[-1][1]
     assert profile.expand_weights_per_s == ((8.0, curves["expand weights"].value(8)),)
@@ -114,7 +115,7 @@ def test_what_the_cost_model_reads_is_what_the_curves_say(measured: tuple[Hardwa
 def test_memory_is_read_with_one_thread_and_with_all(measured: tuple[HardwareProfile, Stages]) -> None:
     profile, _ = measured
     curves = [curve for curve in profile.curves if curve.name.startswith("memory read")]
-    assert [curve.name for curve in curves] == [memory.reading(n) for n in dict.fromkeys((1, os.cpu_count() or 1))]
+    assert [curve.name for curve in curves] == [memory.reading(n) for n in dict.fromkeys((1, usable_cpus()))]
     sizes = [at for at, _, _ in curves[0].points]
     assert sizes[-1] == memory.beyond_caches_bytes() and sizes[0] < sizes[-1] / 64
 

@@ -1,6 +1,7 @@
 """A GPU's operators as the cost model asks for them: one product, one layer's attention."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ class GpuOperators:
         models = dict(self.gemm)
         if kind not in models:
             raise InputError(f"{self.sheet.name}: no model of {kind} products; it has {', '.join(models)}")
-        return float(models[kind].latency_s(self.sheet, kind, tokens, rows, cols))
+        return _product_s(models[kind], self.sheet, kind, tokens, rows, cols)
 
     def attention_s(
         self, layer: LayerSpec, bits: float, batch: int, tokens: Floats, held: Floats, decode: bool
@@ -49,3 +50,9 @@ class GpuOperators:
         if decode:
             return self.attention.decode_s(self.sheet, batch, *heads, np.maximum(slots, 1), width)
         return self.attention.prefill_s(self.sheet, batch, *heads, new, slots, width)
+
+
+@lru_cache(maxsize=2**14)
+def _product_s(model: GemmModel, sheet: GpuSheet, kind: str, tokens: float, rows: int, cols: int) -> float:
+    """Most layers of a model are alike."""
+    return float(model.latency_s(sheet, kind, tokens, rows, cols))

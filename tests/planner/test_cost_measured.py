@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from planner.cost import product_kind, total, usage
+from planner.cost import total, usage
 from planner.errors import InputError
 from planner.formats import block, exact, static
 from planner.goal import Workload
@@ -22,6 +22,7 @@ from planner.space import (
     Window,
 )
 from planner.spec import LayerSpec, ModelSpec, TensorSpec
+from planner.times import product_kind
 
 HOME: Tier = (("dram", 1.0),)
 MACHINE = HardwareProfile(

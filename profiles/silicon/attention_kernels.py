@@ -19,8 +19,8 @@ def attention_kernels(framework: str, architecture: str) -> AttentionModel:
         return AttentionModel(
             decodes_single_tokens=False,
             decode=(
-                _decode("xqa", "fa3-static", 16, "packed-heads"),
-                _decode("xqa-8", "fill", 8, "packed-heads", resident=2),
+                _decode("xqa", "fill", 16, "packed-heads", resident=3),
+                _decode("xqa-8", "fill", 8, "packed-heads", resident=3),
                 _decode("mmha", "fill-heads", 16, resident=2),
                 _decode("mmha-8", "fill-heads", 8, resident=2),
             ),
@@ -80,6 +80,7 @@ def _decode(name: str, schedule: Schedule, kv_bits: int, form: Form = "any", res
         row_cycles_per_dim=0.1,
         key_cycles=10,
         key_cycles_per_dim=0.1,
+        key_cycles_per_row=0.01,
         alone=1.0,
         partial_s_per_dim=3e-11,
         memory_share=0.9,

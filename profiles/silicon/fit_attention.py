@@ -43,6 +43,7 @@ DECODE: Bounds = {
     "item_cycles_per_dim": (0.1, 200),
     "key_cycles": (0.5, 400),
     "key_cycles_per_dim": (0.005, 4),
+    "key_cycles_per_row": (1e-4, 20),
     "partial_s_per_dim": (1e-13, 3e-9),
     "l2_rate": (1.0, 8.0),
     "l2_share": (0.2, 2.0),

@@ -3,7 +3,8 @@
 from planner.operators.attention import Append, AttentionModel, DecodeKernel, Form, PrefillKernel, Serves
 from planner.operators.attention_work import Schedule
 
-_BEFORE_HOPPER = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89")
+# Architectures whose attention is FlashAttention 2.
+BEFORE_HOPPER = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89")
 # Where a fit starts, and what a parameter is that the rows say nothing about: round figures of such kernels.
 _APPEND = Append(token_s=5e-9, narrow=1.2, traffic=1.0)
 
@@ -14,7 +15,7 @@ def attention_kernels(framework: str, architecture: str) -> AttentionModel:
     >>> [kernel.name for kernel in attention_kernels("vllm", "sm_80").decode]
     ['fa2', 'fa2-8']
     """
-    old = architecture in _BEFORE_HOPPER
+    old = architecture in BEFORE_HOPPER
     if framework == "trtllm":
         return AttentionModel(
             decodes_single_tokens=False,

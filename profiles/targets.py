@@ -7,7 +7,7 @@ driver, context and fragmentation take. Links count one direction.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from planner.hardware import HardwareProfile, MemoryTier
 from planner.operators.sheet import GpuSheet
 from planner.serde import build, schema
 from planner.yaml_text import parse
-from profiles.silicon.priced_gpu import PricedGpu, gpu_operators
+from profiles.silicon.priced_gpu import gpu_operators
 
 DIRECTORY = Path(__file__).parent / "targets"
 
@@ -187,9 +187,8 @@ def _profile(document: Target, path: Path) -> HardwareProfile:
     unused = set(document.sources) - {source for _, source in cited}
     if unused:
         raise InputError(f"{path}: $.sources.{min(unused)}: no figure cites it; cite it or drop it")
-    priced = None if document.chip is None else gpu_operators(_sheet(document, path))
     try:
-        return HardwareProfile(
+        profile = HardwareProfile(
             name=path.stem,
             kind=document.kind,
             float_bits=document.float_bits,
@@ -199,24 +198,21 @@ def _profile(document: Target, path: Path) -> HardwareProfile:
             step_overhead_s=document.step_overhead_s.value,
             kernel_overhead_s=document.kernel_overhead_s.value,
             provenance="datasheet",
-            error=_error(document, priced, path),
+            error=0.0 if document.error is None else document.error.value,
             sources=tuple(f"{key}: {document.sources[source]}" for key, source in cited),
             date=document.date,
             notes=(document.title, *document.notes),
             efficiency=document.efficiency.value,
-            operators=None if priced is None else priced.operators,
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def _error(document: Target, priced: PricedGpu | None, path: Path) -> float:
-    """The relative half-width of predicted times."""
-    if document.error is not None:
-        return document.error.value
-    if priced is None:
-        raise InputError(f"{path}: $.error: is missing; without a chip nothing says how far predictions are off")
-    return priced.error
+    if document.chip is None:
+        if document.error is None:
+            raise InputError(f"{path}: $.error: is missing; without a chip nothing says how far predictions are off")
+        return profile
+    priced = gpu_operators(_sheet(document, path))
+    error_known = priced.error if document.error is None else document.error.value
+    return replace(profile, operators=priced.operators, error=error_known)
 
 
 def _tier(tier: TargetTier) -> MemoryTier:

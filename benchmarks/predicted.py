@@ -18,7 +18,8 @@ from filled import step_seconds
 from backends.onnxruntime.executor import OnnxRuntimeSession
 from passes.uniform_settings import uniform_settings
 from planner import cost
-from planner.compile.prepare import Prepared, measured_here, prepare
+from planner.compile.machine import measured
+from planner.compile.prepare import Prepared, prepare
 from planner.compile.priced import baseline, planned, priced
 from planner.compile.search import pipeline, search
 from planner.config import load_request
@@ -26,6 +27,7 @@ from planner.errors import PlannerError
 from planner.explain import table
 from planner.files import write_text
 from planner.goal import Goal, Limits
+from planner.measured import Measuring
 from planner.plan import Plan
 from planner.progress import ProgressLine
 from planner.request import Request
@@ -73,7 +75,7 @@ def cell(
     prompt = prepared.exam.documents[0][: workload.longest_tokens - workload.new_tokens]
     out: dict[str, dict[str, list[float]]] = {name: {} for name in plans}
     for turn in range(rounds):
-        hardware = measured_here(BACKEND, progress, again=True)
+        hardware = measured(Measuring(BACKEND), progress)
         for number, (name, session) in enumerate(sessions.items()):
             progress("timing", turn * len(plans) + number, rounds * len(plans))
             if not isinstance(session, OnnxRuntimeSession):

@@ -1,13 +1,13 @@
 """Bytes and seconds of every candidate on a target, and of a whole choice.
 
 A step is priced as rows that overlap: `core` is all that the compute units do, one operation after another, and each
-slower tier has its link. An operation takes max(flop / throughput, bytes in the fastest tier / its bandwidth), plus
-the expansion of packed numbers where the runtime expands before it computes. What lies in a slower tier crosses that
-tier's link meanwhile. Within a row the sites add, so a solver sees a linear programme; the step is the largest row.
+slower tier has its link. How long an operation takes is said in planner.times; to that comes the expansion of packed
+numbers where the runtime expands before it computes. What lies in a slower tier crosses that tier's link meanwhile. Within a row the sites add, so a solver sees a linear programme; the step is the largest row.
 
 What is approximated:
 
-- throughput is one number whatever the shape of a matrix, and `efficiency` one share of the data sheet's figures;
+- where neither operators nor measurements are known, throughput is one number whatever the shape of a matrix, and
+  `efficiency` one share of the data sheet's figures;
 - expanded numbers are taken to stay in cache, and activations to cost no memory traffic;
 - a mixture's router spreads tokens evenly and independently over the experts;
 - matrices outside the layers (the head) run once a prefill, on the last token of each prompt;

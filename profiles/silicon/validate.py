@@ -1,4 +1,4 @@
-"""How far predicted operators are from a directory of measured ones, beside what simpler models say of the same rows."""
+"""How far predicted operators are from a directory of measured ones, beside what simpler models say of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -103,9 +103,7 @@ def validate_silicon(directory: Path, target: str, framework: str | None = None)
         raise InputError(f"{directory}: no table of {framework}; there are {known}")
     lines = [*_gemm_lines(judged), *(line for report in reports for line in _attention_lines(report))]
     origins = [f"{one.title}: {one.origin}" for one in judged]
-    origins += [
-        f"{one.phase} attention, {one.framework} {one.version}: fitted on {one.fitted_on}" for one in reports
-    ]
+    origins += [f"{one.phase} attention, {one.framework} {one.version}: fitted on {one.fitted_on}" for one in reports]
     notes = (*products.notes, *decode_tables(directory).notes, *prefill_tables(directory).notes)
     return SiliconReport(sheet.name, tuple(lines), tuple(origins), notes)
 

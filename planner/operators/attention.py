@@ -76,7 +76,7 @@ class DecodeKernel:
     split_sequence_s      of one more where the kernel can split
     item_cycles           of a tile before and after its blocks, plus ..._per_dim for each element of a head
     row_cycles_per_dim    of one more query row, for each element of a head
-    key_cycles            of a key in a tile, plus ..._per_dim for each element of a head
+    key_cycles            of a key in a tile, plus ..._per_dim for each element of a head and ..._per_row for each row
     resident              tiles an SM works on at once; `alone` is the time of one of them that has the SM to itself
     partial_s_per_dim     of writing and combining one split, for each element of a head
     memory_share          of the data sheet's bandwidth that is reached
@@ -99,6 +99,7 @@ class DecodeKernel:
     row_cycles_per_dim: float
     key_cycles: float
     key_cycles_per_dim: float
+    key_cycles_per_row: float
     alone: float
     partial_s_per_dim: float
     memory_share: float
@@ -115,7 +116,8 @@ class DecodeKernel:
         dim = calls.head_dim
         item_s = self.item_cycles + (self.item_cycles_per_dim + self.row_cycles_per_dim * work.rows) * dim
         item_s = item_s / sheet.boost_hz
-        key_s = (self.key_cycles + self.key_cycles_per_dim * dim) / sheet.boost_hz
+        key_s = self.key_cycles + self.key_cycles_per_dim * dim + self.key_cycles_per_row * work.rows
+        key_s = key_s / sheet.boost_hz
         blocks_s = np.ceil(work.longest / work.splits) * work.block_keys * key_s
         items = work.units * work.tiles * work.splits
         waves = self._waves(items, sheet.sm_count)

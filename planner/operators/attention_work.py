@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# fa2          FlashAttention 2: packs a group into one tile only in decode, splits only what is packed
+# fa2          FlashAttention 2: packs a group into one tile only in decode without a window, splits only what is packed
 # fa3          FlashAttention 3, its splits set by the device from the lengths it finds
 # fa3-static   FlashAttention 3, its splits set by the host
 # fill         one tile a KV head (a packed group), split until the SMs are full
@@ -113,6 +113,8 @@ def decode_work(calls: Calls, schedule: Schedule, sm_count: int) -> Work:
     group, packs = calls.group, calls.group > 1
     if schedule == "fill-heads":
         packs = np.zeros_like(packs)
+    if schedule == "fa2":
+        packs = packs & (calls.window == 0)
     tile_rows = np.full(group.shape, 64)
     tiles = np.where(packs, ceil_div(group, tile_rows), 1)
     units = calls.batch * np.where(packs, calls.kv_heads, calls.q_heads)

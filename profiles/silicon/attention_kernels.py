@@ -3,7 +3,8 @@
 from planner.operators.attention import Append, AttentionModel, DecodeKernel, Form, PrefillKernel, Serves
 from planner.operators.attention_work import Schedule
 
-_BEFORE_HOPPER = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89")
+# Architectures whose attention is FlashAttention 2.
+BEFORE_HOPPER = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89")
 # Where a fit starts, and what a parameter is that the rows say nothing about: round figures of such kernels.
 _APPEND = Append(token_s=5e-9, narrow=1.2, traffic=1.0)
 
@@ -14,13 +15,13 @@ def attention_kernels(framework: str, architecture: str) -> AttentionModel:
     >>> [kernel.name for kernel in attention_kernels("vllm", "sm_80").decode]
     ['fa2', 'fa2-8']
     """
-    old = architecture in _BEFORE_HOPPER
+    old = architecture in BEFORE_HOPPER
     if framework == "trtllm":
         return AttentionModel(
             decodes_single_tokens=False,
             decode=(
-                _decode("xqa", "fa3-static", 16, "packed-heads"),
-                _decode("xqa-8", "fill", 8, "packed-heads", resident=2),
+                _decode("xqa", "fill", 16, "packed-heads", resident=3),
+                _decode("xqa-8", "fill", 8, "packed-heads", resident=3),
                 _decode("mmha", "fill-heads", 16, resident=2),
                 _decode("mmha-8", "fill-heads", 8, resident=2),
             ),
@@ -80,6 +81,7 @@ def _decode(name: str, schedule: Schedule, kv_bits: int, form: Form = "any", res
         row_cycles_per_dim=0.1,
         key_cycles=10,
         key_cycles_per_dim=0.1,
+        key_cycles_per_row=0.01,
         alone=1.0,
         partial_s_per_dim=3e-11,
         memory_share=0.9,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from planner.operators.attention import Append, AttentionModel, DecodeKernel, PrefillKernel, served
 from planner.operators.attention_work import Calls
 from planner.operators.sheet import GpuSheet
-from profiles.silicon.attention_data import FittedAttention, FrameworkAttention
-from profiles.silicon.attention_kernels import attention_kernels
+from profiles.silicon.attention_data import AttentionTransfer, FittedAttention, FrameworkAttention
+from profiles.silicon.attention_kernels import BEFORE_HOPPER, attention_kernels
 from profiles.silicon.regimes import Accuracy, attention_regimes, by_regime
 from profiles.silicon.split import held_out
 from profiles.silicon.tables import DecodeTable, PrefillTable, decode_tables, prefill_tables
@@ -43,6 +43,7 @@ DECODE: Bounds = {
     "item_cycles_per_dim": (0.1, 200),
     "key_cycles": (0.5, 400),
     "key_cycles_per_dim": (0.005, 4),
+    "key_cycles_per_row": (1e-4, 20),
     "partial_s_per_dim": (1e-13, 3e-9),
     "l2_rate": (1.0, 8.0),
     "l2_share": (0.2, 2.0),
@@ -227,15 +228,20 @@ def left_out(fitted: FittedAttention, directory: Path, sheet: GpuSheet) -> dict[
     return found
 
 
-def transfer_errors(fits: Sequence[tuple[FittedAttention, Path, GpuSheet]]) -> dict[str, dict[str, Accuracy]]:
-    """The errors of leaving each of these GPUs out: each predicted by each other's fit, with its own sheet and kernels.
+def attention_documents(
+    measured: Sequence[tuple[Path, GpuSheet]], date: str, source: str, licence: str
+) -> tuple[tuple[FittedAttention, ...], AttentionTransfer]:
+    """The documents to ship: every GPU's fit, and who lends to GPUs without one, with the error of leaving each out.
 
-    fits  each GPU's fit, the directory of its tables and its data sheet
+    measured  the directory of a GPU's tables and its data sheet; at least one
     """
-    return {
-        name: found
-        for given, _, _ in fits
-        for other, directory, sheet in fits
-        if other is not given
-        for name, found in left_out(given, directory, sheet).items()
-    }
+    fits = tuple(fit_attention(directory, sheet, date, source, licence) for directory, sheet in measured)
+    old = [fit.gpu for fit, (_, sheet) in zip(fits, measured, strict=True) if sheet.architecture in BEFORE_HOPPER]
+    new = [fit.gpu for fit in fits if fit.gpu not in old]
+    errors_of: dict[str, dict[str, Accuracy]] = {}
+    for given in fits:
+        for directory, sheet in measured:
+            if sheet.name != given.gpu:
+                errors_of |= left_out(given, directory, sheet)
+    nearest = dict.fromkeys(BEFORE_HOPPER, (old or new)[0])
+    return fits, AttentionTransfer(date, nearest, (new or old)[0], errors_of)

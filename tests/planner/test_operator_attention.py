@@ -41,6 +41,7 @@ DECODE = DecodeKernel(
     row_cycles_per_dim=0.1,
     key_cycles=8,
     key_cycles_per_dim=0.1,
+    key_cycles_per_row=0.01,
     alone=1.5,
     partial_s_per_dim=3e-11,
     memory_share=0.9,
@@ -192,6 +193,8 @@ def test_only_a_packed_group_of_flash_attention_2_is_split() -> None:
     packed = decode_work(calls(kv_heads=1, prefix=8191), "fa2", sm_count=108)
     assert (int(alone.units[0]), int(alone.splits[0])) == (8, 1)
     assert (int(packed.units[0]), int(packed.splits[0])) == (1, 64)
+    windowed = decode_work(calls(kv_heads=1, prefix=8191, window=4096), "fa2", sm_count=108)
+    assert (int(windowed.units[0]), int(windowed.splits[0])) == (8, 1)
 
 
 @given(st.integers(1, 2000), st.sampled_from([(8, 8), (32, 8), (64, 1)]), st.integers(1, 100000))

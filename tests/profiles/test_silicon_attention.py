@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.operators.attention import DecodeKernel
+from planner.operators.attention import AttentionModel, DecodeKernel
 from planner.operators.attention_work import Calls
+from planner.operators.sheet import GpuSheet
 from planner.serde import dump, load
 from profiles.silicon.attention_data import (
     DIRECTORY,
@@ -19,7 +20,7 @@ from profiles.silicon.attention_data import (
 )
 from profiles.silicon.attention_kernels import attention_kernels
 from profiles.silicon.attention_report import attention_reports, attention_roofline
-from profiles.silicon.fit_attention import carried, errors, fit_kernel, fit_model, held_out_calls
+from profiles.silicon.fit_attention import attention_documents, carried, errors, fit_kernel, fit_model, held_out_calls
 from profiles.silicon.tables import DecodeTable, PrefillTable
 from profiles.targets import gpu_sheet
 
@@ -184,13 +185,13 @@ def test_a_roofline_counts_the_keys_that_queries_see() -> None:
         assert flop_s[0] == pytest.approx(4 * 4 * 128 * seen / H100.rate("bf16"))
 
 
-def test_a_report_covers_every_table_on_held_out_shapes_only(tmp_path: Path) -> None:
+def write_tables(directory: Path, model: AttentionModel, sheet: GpuSheet, slower: float) -> None:
+    """Tables of the grid's calls as a model predicts them, times a factor."""
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    model = fitted("h100").frameworks["vllm"].model
     for phase, calls in (("generation", grid()), ("context", grid(2))):
-        path = tmp_path / "attention" / "vllm" / "1" / f"{phase}_attention_perf.parquet"
+        path = directory / "attention" / "vllm" / "1" / f"{phase}_attention_perf.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = {
             "batch_size": calls.batch,
@@ -202,9 +203,13 @@ def test_a_report_covers_every_table_on_held_out_shapes_only(tmp_path: Path) -> 
             "attn_dtype": np.full(len(calls.batch), "bfloat16"),
             "kv_cache_dtype": np.full(len(calls.batch), "bfloat16"),
             "step": calls.prefix,
-            "latency": 1.2 * 1e3 * model.latency_s(H100, calls),
+            "latency": slower * 1e3 * model.latency_s(sheet, calls),
         }
         parquet.write_table(arrow.table(columns), path)
+
+
+def test_a_report_covers_every_table_on_held_out_shapes_only(tmp_path: Path) -> None:
+    write_tables(tmp_path, attention_model(H100, "vllm").model, H100, slower=1.2)
     for report in attention_reports(tmp_path, H100, backed=True):
         kept = held_out_calls(grid(1 if report.phase == "decode" else 2)).sum()
         assert report.backed is not None
@@ -213,3 +218,15 @@ def test_a_report_covers_every_table_on_held_out_shapes_only(tmp_path: Path) -> 
         assert report.formula["all"].mape == pytest.approx(1 - 1 / 1.2, abs=1e-3)
         assert report.backed["all"].mape < 0.03
         assert report.three_constants["all"].mape < report.roofline["all"].mape
+
+
+def test_documents_are_a_fit_a_gpu_and_the_error_of_leaving_each_out(tmp_path: Path) -> None:
+    for sheet in (A100, H100):
+        write_tables(tmp_path / sheet.name, attention_model(sheet, "vllm").model, sheet, slower=1.0)
+    fits, lent = attention_documents([(tmp_path / s.name, s) for s in (A100, H100)], "2026-01-01", "made", "none")
+    assert [fit.gpu for fit in fits] == ["a100", "h100"]
+    assert fits[1].frameworks["vllm"].errors["prefill, all"].mape < 0.03
+    assert (lent.nearest["sm_89"], lent.otherwise) == ("a100", "h100")
+    assert set(lent.errors) == {"vllm, a100 to h100", "vllm, h100 to a100"}
+    for found in lent.errors.values():
+        assert found["decode, all"].mape > 0.03

@@ -1,4 +1,4 @@
-"""How far predicted operators are from a directory of measured ones, beside what simpler models say of the same rows."""
+"""How far predicted operators are from a directory of measured ones, beside what simpler models say of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

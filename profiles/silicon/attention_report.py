@@ -50,12 +50,11 @@ class AttentionReport:
 def attention_reports(directory: Path, sheet: GpuSheet, backed: bool) -> Iterator[AttentionReport]:
     """A report for every attention table below a directory; InputError where there is none or one is broken.
 
-    `backed` asks for the formula corrected by the tables as well, which takes a minute where the rest takes seconds.
+    `backed` asks for the formula corrected by the tables as well.
     """
-    for decode in decode_tables(directory).tables:
-        yield _report(decode, "decode", decode_calls(decode), sheet, backed)
-    for prefill in prefill_tables(directory).tables:
-        yield _report(prefill, "prefill", prefill_calls(prefill), sheet, backed)
+    tables: list[DecodeTable | PrefillTable] = [*decode_tables(directory).tables, *prefill_tables(directory).tables]
+    for table in tables:
+        yield attention_report(table, sheet, backed)
 
 
 def attention_roofline(sheet: GpuSheet, calls: Calls) -> tuple[Floats, Floats]:
@@ -71,9 +70,12 @@ def attention_roofline(sheet: GpuSheet, calls: Calls) -> tuple[Floats, Floats]:
     return flop / sheet.rate("bf16"), (calls.kv_bytes + 2 * calls.query_bytes) / sheet.memory_bytes_per_s
 
 
-def _report(
-    table: DecodeTable | PrefillTable, phase: str, calls: Calls, sheet: GpuSheet, backed: bool
-) -> AttentionReport:
+def attention_report(table: DecodeTable | PrefillTable, sheet: GpuSheet, backed: bool = True) -> AttentionReport:
+    """The report of one table."""
+    if isinstance(table, DecodeTable):
+        phase, calls = "decode", decode_calls(table)
+    else:
+        phase, calls = "prefill", prefill_calls(table)
     model = attention_model(sheet, table.framework)
     measured_s = table.latency_s
     kept = held_out_calls(calls)
@@ -97,9 +99,7 @@ def _report(
     )
 
 
-def _backed_s(
-    calls: Calls, measured_s: Floats, formula_s: Floats, kept: Mask, covariance: Covariance
-) -> Floats:
+def _backed_s(calls: Calls, measured_s: Floats, formula_s: Floats, kept: Mask, covariance: Covariance) -> Floats:
     """The formula corrected by the shapes that are not kept out, among those of the same types."""
     sizes = np.stack(
         [

@@ -81,9 +81,7 @@ class MeasuredOperators:
         self._scale = Grid.of((tables.scale.m, tables.scale.k), tables.scale.latency_s) if tables.scale else None
         decode, prefill = tables.decode, tables.prefill
         self._decode = (
-            _Phase(decode, decode.context, np.ones_like(decode.batch), benchmark.decode_attention_s)
-            if decode
-            else None
+            _Phase(decode, decode.context, np.ones_like(decode.batch), benchmark.decode_attention_s) if decode else None
         )
         # Without a prefix, and with queries in 16 bits unless nothing else was measured.
         self._prefill = (
@@ -137,7 +135,7 @@ class MeasuredOperators:
 class _Phase:
     """One phase of attention: log(measured / model) over batch and tokens, for every combination of heads asked for.
 
-    `tokens` are those of each row of the table; of rows that share all sizes, those of the highest `preference` count, and
+    `tokens` are those of each row of the table. Of the rows of some heads those of the highest `preference` count, and
     none of 0 or less.
     """
 

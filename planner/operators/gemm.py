@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 _SPLITS = (1, 2, 3, 4, 6, 8, 12)
 _SHORTEST_SPLIT = 128
 _K_STEP = 64
+_ALIGNED_ROWS = 16
 _REFERENCE_TILE = 128 * 128
 # Rows computed at once: their arrays of one number a row and variant then stay in a core's cache.
 _CHUNK = 512
@@ -105,6 +106,7 @@ class GemmModel:
     launch_kclocks: float  # before the first wave and after the last
     flop_time: float  # of tensor work, over the data sheet's time, in tiles of infinite size
     edge_time: float  # added to it per 64 rows over the tile's rows and per 64 columns over its columns
+    ragged_time: float  # added to it where m is no multiple of 16, which vectorised stores and scales want
     load_bytes_per_clock: float  # into one multiprocessor, tiles of both operands together
     fill_kclocks: float  # of one wave: filling the pipeline
     epilogue_kclocks: float  # of one wave, per 128 x 128 outputs a tile
@@ -121,6 +123,7 @@ class GemmModel:
     unpack_per_clock: float  # weights that one multiprocessor widens, where they are stored narrow
     quantise_rate: float  # of the activations' own pass, over memory bandwidth, where they are quantised
     issue_s: float  # of the host, per product: what hides everything shorter; 0 where graphs are replayed
+    one_tile: bool = False  # a template library without splits, whose tile follows from m alone, not a choice
 
     def latency_s(
         self,
@@ -155,7 +158,7 @@ class GemmModel:
     def _chosen_s(self, sheet: GpuSheet, shape: "_Shape") -> Floats:
         """The latency of what the library chooses among tiles and splits.  [rows]"""
         generation = GENERATIONS.get(sheet.architecture, _UNKNOWN)
-        tile = _tiles(generation, shape.m)
+        tile = _one_tile(shape.m) if self.one_tile else _tiles(generation, shape.m)
         length = np.ceil(shape.k / tile.splits / _K_STEP) * _K_STEP  # [variants, rows] of k in a split
         parts = np.ceil(shape.n / tile.rows) * tile.count * tile.splits / sheet.sm_count
         waves = (1 - self.wave_softness) * np.ceil(parts) + self.wave_softness * np.maximum(parts, 1)
@@ -182,7 +185,8 @@ class GemmModel:
         """Arithmetic of one wave: a tile on every multiprocessor.  [variants, rows]"""
         ideal_s = 2 * shape.m * shape.n * shape.k / shape.flop_per_s
         hot = 1 + self.hot_share * ideal_s / (ideal_s + self.hot_s)
-        slow = self.flop_time + self.edge_time * (64 / tile.rows + 64 / tile.columns)
+        ragged = self.ragged_time * (shape.m % _ALIGNED_ROWS > 0)
+        slow = self.flop_time + ragged + self.edge_time * (64 / tile.rows + 64 / tile.columns)
         work_s = tile.rows * tile.columns * length * slow * (2 * sheet.sm_count / shape.flop_per_s * hot)
         if shape.kind.unpacked:
             work_s += tile.rows * length / (self.unpack_per_clock * sheet.boost_hz)
@@ -244,6 +248,13 @@ def _tiles(generation: Generation, m: Floats) -> _Tiles:
     if generation.column_step:
         columns = np.ceil(m / count / generation.column_step) * generation.column_step
     return _Tiles(rows, columns, count, splits)
+
+
+def _one_tile(m: Floats) -> _Tiles:
+    """128 columns, of few rows of activations 64; as many rows either way."""
+    rows = np.array([[64.0], [128.0]])
+    columns = np.where(m <= 64, 64.0, 128.0)
+    return _Tiles(rows, np.broadcast_to(columns, (2, m.size)), np.ceil(m / columns), np.ones((2, 1)))
 
 
 @lru_cache

@@ -14,7 +14,7 @@ import numpy as np
 from planner.errors import InputError
 from planner.operators.sheet import GpuSheet
 from planner.serde import dump_file
-from profiles.silicon.fit_gemm import PINNED_TO_TRANSFER, backed_errors, errors, fit, kept_out
+from profiles.silicon.fit_gemm import PINNED_TO_TRANSFER, backed_s, errors, fit, judged, kept_out, missed
 from profiles.silicon.fitted import GemmFit, GemmFits, GemmTransfer, TransferFit
 from profiles.silicon.regimes import Accuracy
 from profiles.silicon.tables import GemmTable, gemm_tables
@@ -48,6 +48,7 @@ def transfer(tables: Mapping[GpuSheet, Sequence[GemmTable]]) -> list[TransferFit
 
 def _fitted(sheet: GpuSheet, table: GemmTable) -> GemmFit:
     model = fit([(sheet, table)])
+    covariance = missed(model, sheet, table).covariance
     return GemmFit(
         framework=table.framework,
         version=table.version,
@@ -55,7 +56,8 @@ def _fitted(sheet: GpuSheet, table: GemmTable) -> GemmFit:
         fitted_rows=int(np.count_nonzero(~kept_out(table))),
         model=model,
         errors=errors(model, sheet, table),
-        backed_errors=backed_errors(model, sheet, table),
+        covariance=covariance,
+        backed_errors=judged(backed_s(model, sheet, table, covariance), table),
     )
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from planner.operators.gemm import KINDS, GemmModel
+from planner.operators.gemm import KINDS, GemmModel, Kind
 from planner.operators.sheet import GpuSheet
-from profiles.silicon.measured import misses
+from profiles.silicon.measured import Covariance, Misses, misses
 from profiles.silicon.regimes import Accuracy, by_regime, gemm_regimes
 from profiles.silicon.split import held_out
 from profiles.silicon.tables import GemmTable
@@ -24,6 +24,7 @@ START = GemmModel(
     launch_kclocks=3.5,
     flop_time=0.97,
     edge_time=0.15,
+    ragged_time=0.0,
     load_bytes_per_clock=35.0,
     fill_kclocks=0.6,
     epilogue_kclocks=1.5,
@@ -73,22 +74,20 @@ def predicted_s(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> Floats:
     return model.latency_s(sheet, table.kind, table.m, table.n, table.k, WEIGHT_COPIES)
 
 
-def backed_s(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> Floats:
-    """What the model says of every row, times what its fitted rows say that it misses there."""
-    fitted, formula_s = ~kept_out(table), predicted_s(model, sheet, table)
-    sizes = np.column_stack((table.m, table.n, table.k)).astype(np.float64)
-    missed = misses(sizes[fitted], table.latency_s[fitted], formula_s[fitted])
-    return formula_s * missed.factor(sizes)
+def missed(model: GemmModel, sheet: GpuSheet, table: GemmTable, covariance: Covariance | None = None) -> Misses:
+    """What the model misses on the fitted rows of a table."""
+    rows, formula_s = ~kept_out(table), predicted_s(model, sheet, table)
+    return misses(sizes(table)[rows], table.latency_s[rows], formula_s[rows], covariance)
+
+
+def backed_s(model: GemmModel, sheet: GpuSheet, table: GemmTable, covariance: Covariance | None = None) -> Floats:
+    """What the model says of every row, times what the fitted rows say that it misses there."""
+    return predicted_s(model, sheet, table) * missed(model, sheet, table, covariance).factor(sizes(table))
 
 
 def errors(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> dict[str, Accuracy]:
     """The formula's error by regime on the rows that no fit saw."""
     return judged(predicted_s(model, sheet, table), table)
-
-
-def backed_errors(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> dict[str, Accuracy]:
-    """The same where the formula is backed by the table's fitted rows."""
-    return judged(backed_s(model, sheet, table), table)
 
 
 def judged(latency_s: Floats, table: GemmTable) -> dict[str, Accuracy]:
@@ -98,21 +97,38 @@ def judged(latency_s: Floats, table: GemmTable) -> dict[str, Accuracy]:
     return by_regime(latency_s[rows], table.latency_s[rows], regimes)
 
 
-def fit(
-    tables: Sequence[tuple[GpuSheet, GemmTable]], start: GemmModel = START, pinned: frozenset[str] = frozenset()
-) -> GemmModel:
-    """The model of all tables together, all of one kind, from their fitted rows; `pinned` parameters stay at `start`.
+def sizes(table: GemmTable) -> Floats:
+    """m, n, k.  [rows, 3]"""
+    return np.column_stack((table.m, table.n, table.k)).astype(np.float64)
+
+
+def fit(tables: Sequence[tuple[GpuSheet, GemmTable]], pinned: frozenset[str] = frozenset()) -> GemmModel:
+    """The model of all tables together, all of one kind, from their fitted rows; `pinned` parameters stay at START.
 
     The same tables give the same model: the rows fitted to are every so many of them, at most 2,000 a table.
     """
-    kind = KINDS[tables[0][1].kind]
-    idle = {
-        "unpack_per_clock": not kind.unpacked,
-        "quantise_rate": not kind.quantised,
-        "issue_s": start.issue_s == 0,
-    }
-    free = [one.name for one in fields(GemmModel) if one.name not in pinned and not idle.get(one.name, False)]
     samples = [sample(sheet, table) for sheet, table in tables]
+    found = [_from(start, samples, pinned) for start in _starts(KINDS[tables[0][1].kind])]
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _starts(kind: Kind) -> tuple[GemmModel, ...]:
+    """Where fits of a kind start: products of quantised activations come from several libraries."""
+    if not kind.quantised:
+        return (START,)
+    ragged = replace(START, ragged_time=0.1)
+    return ragged, replace(ragged, one_tile=True), replace(ragged, issue_s=3e-5)
+
+
+def _from(start: GemmModel, samples: Sequence[Sample], pinned: frozenset[str]) -> tuple[float, GemmModel]:
+    """The best model near a start and what it misses. What a start leaves at 0 stays there."""
+    kind = KINDS[samples[0].kind]
+    idle = {"unpack_per_clock": not kind.unpacked, "quantise_rate": not kind.quantised}
+    free = [
+        one.name
+        for one in fields(GemmModel)
+        if one.type is float and getattr(start, one.name) and one.name not in pinned and not idle.get(one.name)
+    ]
     origin = _encoded(start, free)
 
     def misses(point: Floats) -> Floats:
@@ -124,7 +140,7 @@ def fit(
         return np.concatenate([*logs, _PRIOR * (point - origin)])
 
     found = least_squares(misses, origin, loss="soft_l1", f_scale=_OUTLYING, diff_step=1e-3, max_nfev=40)
-    return _rounded(_decoded(found.x, free, start))
+    return float(found.cost), _rounded(_decoded(found.x, free, start))
 
 
 def sample(sheet: GpuSheet, table: GemmTable) -> Sample:
@@ -150,7 +166,8 @@ def _decoded(point: Floats, names: Sequence[str], rest: GemmModel) -> GemmModel:
 
 
 def _rounded(model: GemmModel) -> GemmModel:
-    return replace(model, **{one.name: float(f"{getattr(model, one.name):.4g}") for one in fields(GemmModel)})
+    values = {one.name: getattr(model, one.name) for one in fields(GemmModel) if one.type is float}
+    return replace(model, **{name: float(f"{value:.4g}") for name, value in values.items()})
 
 
 _ODDS = frozenset({"wave_softness"})

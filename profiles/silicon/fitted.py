@@ -15,6 +15,7 @@ from planner.errors import InputError
 from planner.operators.gemm import GemmModel
 from planner.operators.sheet import GpuSheet
 from planner.serde import load
+from profiles.silicon.measured import Covariance
 from profiles.silicon.regimes import Accuracy
 
 # Kinds that no table has, and the kind of the same kernels whose parameters they take.
@@ -26,7 +27,10 @@ _FRAMEWORKS = ("vllm", "trtllm", "sglang")
 
 @dataclass(frozen=True, slots=True)
 class GemmFit:
-    """One framework's products of one kind on one GPU: `errors` of the formula, and of it backed by the table."""
+    """One framework's products of one kind on one GPU: the error of the formula, and of it backed by the table.
+
+    `covariance` is that of what the formula misses.
+    """
 
     framework: str
     version: str
@@ -34,6 +38,7 @@ class GemmFit:
     fitted_rows: int
     model: GemmModel
     errors: Mapping[str, Accuracy]
+    covariance: Covariance
     backed_errors: Mapping[str, Accuracy]
 
 

@@ -16,10 +16,10 @@ from planner.errors import InputError
 
 Floats = NDArray[np.float64]
 
-_NEIGHBOURS = 20
+_NEIGHBOURS = 16
 # Rows that a covariance is chosen on, by how well it predicts each from the others.
 _JUDGED = 800
-_CHUNK = 4096
+_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +58,27 @@ class Misses:
         return np.exp(found)
 
 
-def misses(sizes: Floats, measured_s: Floats, predicted_s: Floats) -> Misses:
-    """What a formula misses at measured shapes, with the covariance under which each best follows from the others.
+def misses(sizes: Floats, measured_s: Floats, predicted_s: Floats, covariance: Covariance | None = None) -> Misses:
+    """What a formula misses at measured shapes; without a covariance, by the one they themselves follow best.
 
     sizes  [shapes, sizes]  of at least 1 each; the same rows as both latencies
     """
     if not len(sizes):
         raise InputError("no measured shape to interpolate from")
     places, log_ratio = np.log2(sizes), np.log(measured_s / predicted_s)
-    best = Covariance((2.0,) * sizes.shape[1], 0.3)
-    if len(sizes) > 2 * _NEIGHBOURS:
-        loss = _loss(places, log_ratio, best)
-        for other in _neighbourhood(best):
-            if (found := _loss(places, log_ratio, other(best))) < loss:
-                best, loss = other(best), found
-    return Misses(places, log_ratio, best)
+    return Misses(places, log_ratio, covariance or _searched(places, log_ratio))
+
+
+def _searched(places: Floats, log_ratio: Floats) -> Covariance:
+    """The covariance under which each shape's miss best follows from the others'."""
+    best = Covariance((2.0,) * places.shape[1], 0.3)
+    if len(places) <= 2 * _NEIGHBOURS:
+        return best
+    loss = _loss(places, log_ratio, best)
+    for change in _neighbourhood(best):
+        if (found := _loss(places, log_ratio, change(best))) < loss:
+            best, loss = change(best), found
+    return best
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +120,18 @@ def _kriged(near: Floats, log_ratio: Floats, places: Floats, nugget: float) -> F
 
     near [queries, neighbours, sizes]; log_ratio [queries, neighbours]; places [queries, sizes]
     """
-    among = np.exp(-np.linalg.norm(near[:, :, None] - near[:, None], axis=-1))
+    among = np.exp(-_distance(near[:, :, None], near[:, None]))
     among += nugget * np.eye(near.shape[1])
-    towards = np.exp(-np.linalg.norm(near - places[:, None], axis=-1))
+    towards = np.exp(-_distance(near, places[:, None]))
     weights = np.linalg.solve(among, towards[..., None])[..., 0]
     kriged: Floats = (weights * log_ratio).sum(1)
     return kriged
+
+
+def _distance(one: Floats, other: Floats) -> Floats:
+    """Between places, size by size: an array of every difference at once would not stay in a cache."""
+    squared = np.square(one[..., 0] - other[..., 0])
+    for size in range(1, one.shape[-1]):
+        squared += np.square(one[..., size] - other[..., size])
+    distance: Floats = np.sqrt(squared)
+    return distance

@@ -12,12 +12,19 @@ from planner.operators.sheet import GpuSheet
 from profiles.silicon.attention_data import attention_model
 from profiles.silicon.baselines import roofline_s, three_constants
 from profiles.silicon.fit_attention import decode_calls, held_out_calls, prefill_calls
-from profiles.silicon.measured import misses
+from profiles.silicon.measured import Covariance, misses
 from profiles.silicon.regimes import Accuracy, attention_regimes, by_regime
 from profiles.silicon.tables import DecodeTable, PrefillTable, decode_tables, prefill_tables
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+# How alike the misses of two calls are, over doublings of batch, group, KV heads, head size, prompt, prefix and window.
+# Chosen once for all tables of A100 and H100: a choice for each takes a minute and is no better on shapes kept out.
+_COVARIANCE = {
+    "decode": Covariance((4.0, 2.0, 2.0, 0.5, 4.0, 4.0, 2.0), 0.03),
+    "prefill": Covariance((4.0, 2.0, 4.0, 0.5, 4.0, 4.0, 2.0), 0.1),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +50,11 @@ class AttentionReport:
 def attention_reports(directory: Path, sheet: GpuSheet, backed: bool) -> Iterator[AttentionReport]:
     """A report for every attention table below a directory; InputError where there is none or one is broken.
 
-    `backed` asks for the formula corrected by the tables as well, which takes a minute where the rest takes seconds.
+    `backed` asks for the formula corrected by the tables as well.
     """
-    for decode in decode_tables(directory).tables:
-        yield _report(decode, "decode", decode_calls(decode), sheet, backed)
-    for prefill in prefill_tables(directory).tables:
-        yield _report(prefill, "prefill", prefill_calls(prefill), sheet, backed)
+    tables: list[DecodeTable | PrefillTable] = [*decode_tables(directory).tables, *prefill_tables(directory).tables]
+    for table in tables:
+        yield attention_report(table, sheet, backed)
 
 
 def attention_roofline(sheet: GpuSheet, calls: Calls) -> tuple[Floats, Floats]:
@@ -64,9 +70,12 @@ def attention_roofline(sheet: GpuSheet, calls: Calls) -> tuple[Floats, Floats]:
     return flop / sheet.rate("bf16"), (calls.kv_bytes + 2 * calls.query_bytes) / sheet.memory_bytes_per_s
 
 
-def _report(
-    table: DecodeTable | PrefillTable, phase: str, calls: Calls, sheet: GpuSheet, backed: bool
-) -> AttentionReport:
+def attention_report(table: DecodeTable | PrefillTable, sheet: GpuSheet, backed: bool = True) -> AttentionReport:
+    """The report of one table."""
+    if isinstance(table, DecodeTable):
+        phase, calls = "decode", decode_calls(table)
+    else:
+        phase, calls = "prefill", prefill_calls(table)
     model = attention_model(sheet, table.framework)
     measured_s = table.latency_s
     kept = held_out_calls(calls)
@@ -84,13 +93,13 @@ def _report(
         phase=phase,
         fitted_on=f"{model.fitted_on}, {model.framework}",
         formula=errors(formula_s),
-        backed=errors(_backed_s(calls, measured_s, formula_s, kept)) if backed else None,
+        backed=errors(_backed_s(calls, measured_s, formula_s, kept, _COVARIANCE[phase])) if backed else None,
         roofline=errors(roofline_s(flop_s, byte_s)),
         three_constants=errors(constants.latency_s(flop_s, byte_s)),
     )
 
 
-def _backed_s(calls: Calls, measured_s: Floats, formula_s: Floats, kept: Mask) -> Floats:
+def _backed_s(calls: Calls, measured_s: Floats, formula_s: Floats, kept: Mask, covariance: Covariance) -> Floats:
     """The formula corrected by the shapes that are not kept out, among those of the same types."""
     sizes = np.stack(
         [
@@ -110,6 +119,6 @@ def _backed_s(calls: Calls, measured_s: Floats, formula_s: Floats, kept: Mask) -
         rows = types == one
         if not (rows & ~kept).any():
             continue
-        known = misses(sizes[rows & ~kept], measured_s[rows & ~kept], formula_s[rows & ~kept])
+        known = misses(sizes[rows & ~kept], measured_s[rows & ~kept], formula_s[rows & ~kept], covariance)
         backed_s[rows & kept] *= known.factor(sizes[rows & kept])
     return backed_s

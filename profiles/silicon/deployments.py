@@ -6,10 +6,11 @@
 What a row leaves unsaid is taken from how its source deploys and loads a server:
 
 - `silicon_concurrency=` in the source is the number of clients; without it `batch_size` is taken, and said to be.
-- Deployments written by aiconfigurator's own generator give a step room for a prompt, 1,500 tokens and a batch of 128
-  (its rule files, `max_num_tokens`), and their clients send prompts of exactly one length. All others are taken for
-  what InferenceMAX publishes: vLLM's benchmark with ten requests a client, lengths between 0.8 and 1 times the nominal
-  (its README, `random_range_ratio`), and a step of 8,192 tokens.
+- Deployments written by aiconfigurator's own generator give a step of vLLM or TensorRT-LLM room for a prompt, 1,500
+  tokens and a batch of 128 (its rule files, `max_num_tokens`); SGLang keeps its default of 16,384 prompt tokens. Their
+  clients send prompts of exactly one length. All others are taken for what InferenceMAX publishes: vLLM's benchmark
+  with ten requests a client, lengths between 0.8 and 1 times the nominal (its README, `random_range_ratio`), and a step
+  of 8,192 tokens.
 - No `gemm_quant_mode` is the checkpoint's own bf16. TensorRT-LLM stores the cache in 8 bits where products are fp8.
 """
 
@@ -112,7 +113,7 @@ def _deployment(line: Mapping[str, str], where: str) -> Deployment:
     clients = re.search(r"silicon_concurrency=(\d+)", source)
     prompt, output = (_count(line, column, where) for column in ("isl", "osl"))
     engine = ENGINES[line["backend"]]
-    if GENERATED in source:
+    if GENERATED in source and engine.mixed:
         engine = replace(engine, token_budget=prompt + GENERATED_ROOM)
     load = Load(
         concurrency=int(clients[1]) if clients else _count(line, "batch_size", where),

@@ -135,7 +135,7 @@ class MeasuredOperators:
 class _Phase:
     """One phase of attention: log(measured / model) over batch and tokens, for every combination of heads asked for.
 
-    `tokens` are those of each row of the table; of rows that share all sizes, those of the highest `preference` count, and
+    `tokens` are those of each row of the table. Of the rows of some heads those of the highest `preference` count, and
     none of 0 or less.
     """
 

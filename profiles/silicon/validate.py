@@ -1,8 +1,10 @@
 """How far predicted operators are from a directory of measured ones, beside what simpler models say of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +13,18 @@ from planner.errors import InputError
 from planner.explain import table
 from planner.operators.gemm import KINDS
 from planner.operators.sheet import GpuSheet
-from profiles.silicon.attention_report import AttentionReport, attention_reports
+from profiles.silicon.attention_report import AttentionReport, attention_report
 from profiles.silicon.baselines import gemm_roofline, roofline_s, three_constants
 from profiles.silicon.fit_gemm import kept_out, predicted_s
 from profiles.silicon.fitted import gemm_choice
 from profiles.silicon.measured import misses
 from profiles.silicon.regimes import Accuracy, by_regime, gemm_regimes
-from profiles.silicon.tables import GemmTable, decode_tables, gemm_tables, prefill_tables
+from profiles.silicon.tables import DecodeTable, GemmTable, PrefillTable, decode_tables, gemm_tables, prefill_tables
 from profiles.targets import gpu_sheet
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+T = TypeVar("T", bound=GemmTable | DecodeTable | PrefillTable)
 PREDICTORS = ("formula", "with table", "roofline", "3 constants")
 
 
@@ -93,19 +96,25 @@ def validate_silicon(directory: Path, target: str, framework: str | None = None)
     InputError where the directory or the target is none, or the framework has no table in it.
     """
     sheet = gpu_sheet(target)
-    products = gemm_tables(directory)
-    judged = [_judged(sheet, one) for one in products.tables if framework in (None, one.framework)]
-    reports = [
-        report for report in attention_reports(directory, sheet, backed=True) if framework in (None, report.framework)
-    ]
-    if not judged and not reports:
-        known = ", ".join(sorted({one.framework for one in products.tables}))
-        raise InputError(f"{directory}: no table of {framework}; there are {known}")
+    gemm, decode, prefill = gemm_tables(directory), decode_tables(directory), prefill_tables(directory)
+    calls: list[DecodeTable | PrefillTable] = [*decode.tables, *prefill.tables]
+    known = {one.framework for one in gemm.tables} | {one.framework for one in calls}
+    if framework is not None and framework not in known:
+        raise InputError(f"{directory}: no table of {framework}; there are {', '.join(sorted(known))}")
+
+    # numpy lets go of the interpreter while it computes, so tables side by side keep two cores busy.
+    with ThreadPoolExecutor() as pool:
+        products = pool.map(lambda one: _judged(sheet, one), _of(framework, gemm.tables))
+        phases = pool.map(lambda one: attention_report(one, sheet), _of(framework, calls))
+        judged, reports = list(products), list(phases)
     lines = [*_gemm_lines(judged), *(line for report in reports for line in _attention_lines(report))]
     origins = [f"{one.title}: {one.origin}" for one in judged]
     origins += [f"{one.phase} attention, {one.framework} {one.version}: fitted on {one.fitted_on}" for one in reports]
-    notes = (*products.notes, *decode_tables(directory).notes, *prefill_tables(directory).notes)
-    return SiliconReport(sheet.name, tuple(lines), tuple(origins), notes)
+    return SiliconReport(sheet.name, tuple(lines), tuple(origins), (*gemm.notes, *decode.notes, *prefill.notes))
+
+
+def _of(framework: str | None, tables: Sequence[T]) -> list[T]:
+    return [one for one in tables if framework in (None, one.framework)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

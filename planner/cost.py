@@ -2,7 +2,8 @@
 
 A step is priced as rows that overlap: `core` is all that the compute units do, one operation after another, and each
 slower tier has its link. How long an operation takes is said in planner.times; to that comes the expansion of packed
-numbers where the runtime expands before it computes. What lies in a slower tier crosses that tier's link meanwhile. Within a row the sites add, so a solver sees a linear programme; the step is the largest row.
+numbers where the runtime expands before it computes. What lies in a slower tier crosses that tier's link meanwhile.
+Within a row the sites add, so a solver sees a linear programme; the step is the largest row.
 
 What is approximated:
 

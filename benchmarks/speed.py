@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from planner.space import Space, violated
 UNIFORMS = 2
 """Fastest uniform settings, as predicted, that are run; of these the first that keeps the limit is the row."""
 
-TURNS, OPEN = 5, 4
+TURNS, TURNS_AGAIN, OPEN = 7, 41, 4
 CHANGED_SITES = 12
 
 
@@ -111,22 +112,38 @@ def among_neighbours(
         good = loss is None or limit is None or loss.predicted(chosen).value <= limit
         if good and violated(chosen, space.constraints) is None:
             plans.append(priced(prepared, f"neighbour {len(plans)}", space.choose(chosen)))
-    ratios: list[list[float]] = [[] for _ in plans]
     # A few are open at a time, the plan among them each time: all at once would not fit.
+    medians = dict[int, float]()
     for start in range(1, len(plans), OPEN):
         numbers = range(start, min(start + OPEN, len(plans)))
-        sessions = {i: prepared.executor.open(plans[i]) for i in (0, *numbers)}
-        for turn in range(TURNS):
-            progress("neighbours in turns", (start - 1) * TURNS + turn * OPEN, count * TURNS)
-            taken = {
-                i: step_seconds(session, plan.workload.longest_tokens)
-                for i, session in sessions.items()
-                if isinstance(session, OnnxRuntimeSession)
-            }
-            for i in numbers:
-                ratios[i].append(taken[i] / taken[0])
-    medians = sorted(statistics.median(each) for each in ratios[1:])
-    return {"faster": sum(m < 1 for m in medians), "of": count, "seconds_over_plan": medians}
+        progress("neighbours in turns", start - 1, count)
+        medians |= over_plan(prepared, plans, numbers, TURNS)
+    # What came out fastest of so many is so by chance in part, and is timed again for longer.
+    again = over_plan(prepared, plans, sorted(medians, key=lambda i: medians[i])[:OPEN], TURNS_AGAIN)
+    progress("neighbours in turns", count, count)
+    return {
+        "faster": sum(each < 1 for each in again.values()),
+        "of": count,
+        "seconds_over_plan": sorted(medians.values()),
+        "fastest_timed_again": sorted(again.values()),
+    }
+
+
+def over_plan(prepared: Prepared, plans: Sequence[Plan], numbers: Sequence[int], turns: int) -> dict[int, float]:
+    """Median over turns of the seconds of a step over those of the first plan, of the plans by number."""
+    sessions = {i: prepared.executor.open(plans[i]) for i in (0, *numbers)}
+    ratios: dict[int, list[float]] = {i: [] for i in numbers}
+    for turn in range(turns):
+        # None is always the first after the same one.
+        order = sorted(sessions, key=lambda i: (i + turn) % (max(sessions) + 1))
+        taken = dict[int, float]()
+        for i in order:
+            session = sessions[i]
+            if isinstance(session, OnnxRuntimeSession):
+                taken[i] = step_seconds(session, plans[0].workload.longest_tokens)
+        for i in numbers:
+            ratios[i].append(taken[i] / taken[0])
+    return {i: statistics.median(each) for i, each in ratios.items()}
 
 
 def told(context: int, found: dict[str, dict[str, dict[str, object]]]) -> list[list[str]]:

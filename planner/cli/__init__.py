@@ -18,6 +18,7 @@ COMMANDS = (
     "serve",
     "explain",
     "diff",
+    "import",
     "profile",
     "targets",
     "passes",

@@ -104,12 +104,14 @@ def carried(given: Plan, ctx: PassContext, where: str) -> Carried:
     chosen, moved = in_classes(chosen, ctx)
     after = cost.total(chosen, ctx.spec, ctx.workload, ctx.hardware)
     changed = f"KV cache {after.kv_bytes / 1e6:.2f} MB, where the plan has {before.kv_bytes / 1e6:.2f}"
-    name, notes = ctx.capabilities.runtime, list(differences(given, ctx))
+    notes = list(differences(given, ctx))
     if unstored:
-        notes.append(f"{unstored} sites have a format that {name} does not store and keep the dense one; {changed}")
+        notes.append(
+            f"{unstored} sites have a format that the runtime does not store and take the dense one; {changed}"
+        )
     if moved:
         most = ctx.capabilities.classes_per_layer
-        notes.append(f"{moved} heads keep more than planned: {name} has {most} kinds of heads a layer; {changed}")
+        notes.append(f"{moved} heads keep more than planned: the runtime has {most} kinds of heads a layer; {changed}")
     return Carried(start.choose(chosen), tuple(notes))
 
 

@@ -1,4 +1,4 @@
-"""The Python API: compile, verify, run, profile, passes and backends as functions that return results.
+"""The Python API: compile, import, verify, run, profile, passes and backends as functions that return results.
 
     from planner import api
     from planner.config import load_request
@@ -26,6 +26,8 @@ from planner.serde import document, dump
 
 if TYPE_CHECKING:
     from planner.compile.bench import BenchReport
+    from planner.compile.importing import ImportReport
+    from planner.published import PublishedFile
 
 
 def quiet(stage: str, done: int, of: int) -> None:
@@ -49,6 +51,37 @@ def compile(
     return compile_request(
         request, target=target, out=out, passes=passes, dump_to=dump, backend=backend, seed=seed, progress=progress
     )
+
+
+def compile_plan(
+    request: Request,
+    plan: Path,
+    *,
+    out: Path,
+    target: str = "local",
+    backend: str | None = None,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> CompileReport:
+    """Write the artefact of a plan document, an imported one or one of our own, to `out` and prove it by running it."""
+    from planner.compile.given import compile_given
+
+    return compile_given(request, plan, target=target, out=out, backend=backend, seed=seed, progress=progress)
+
+
+def import_plan(
+    request: Request,
+    file: "PublishedFile",
+    *,
+    out: Path,
+    target: str = "local",
+    backend: str | None = None,
+    progress: Progress = quiet,
+) -> "ImportReport":
+    """Fold a published plan (Moa, PrefixKv or Duo of profiles.plans) to KV heads, price it, and write it to `out`."""
+    from planner.compile.importing import import_published
+
+    return import_published(request, file, target=target, out=out, backend=backend, progress=progress)
 
 
 def verify(directory: Path, text: Path | None = None, documents: int = 8, progress: Progress = quiet) -> VerifyReport:

@@ -61,7 +61,8 @@ class CompileReport:
         funnel = ", ".join(f"{s.name} {s.candidates_after:,}" for s in self.steps)
         solver = self.rows[-1].plan.solver
         proved = "" if solver is None else f"; solver: {solver.status}, gap {solver.gap:.2%}"
-        lines = [f"candidates: {funnel}{proved}", "", *costs_table(self.rows), ""]
+        offered = f"candidates: {funnel}{proved}" if self.steps else "the plan was given"
+        lines = [offered, "", *costs_table(self.rows), ""]
         lines += [f"note: {note}" for note in self.notes]
         if self.why:
             lines.append(f"the {self.shipped} setting ships: {self.why}")

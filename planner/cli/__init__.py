@@ -18,6 +18,7 @@ COMMANDS = (
     "serve",
     "explain",
     "diff",
+    "import",
     "profile",
     "validate",
     "targets",

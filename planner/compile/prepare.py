@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from planner.compile.exam import exam, read
 from planner.compile.runtimes import choose, runtime
 from planner.errors import InputError
-from planner.executor import Executor, Progress
+from planner.executor import Capabilities, Executor, Progress
 from planner.files import write_text
 from planner.hardware import HardwareProfile
 from planner.loss import LossModel, fit
@@ -72,15 +72,9 @@ class Prepared:
 
 def prepare(request: Request, target: str, seed: int, progress: Progress, backend: str | None = None) -> Prepared:
     """Open the source, know the target, and price the model unless its profile is kept already."""
-    from profiles.sources.open import open_source
     from profiles.weights import CheckpointWeights
 
-    checkpoint = open_source(request.source, Path.cwd())
-    if request.workload.longest_tokens > checkpoint.spec.max_positions:
-        raise InputError(
-            f"workload.context_tokens: {request.workload.longest_tokens} is more than the"
-            f" {checkpoint.spec.max_positions} positions this model was made for"
-        )
+    checkpoint = opened(request)
     weights = CheckpointWeights(checkpoint)
     asked = questions(request, weights, seed) if checkpoint.spec.has_weights else None
     named = None if target == "local" else known_target(target)
@@ -95,10 +89,28 @@ def prepare(request: Request, target: str, seed: int, progress: Progress, backen
         executor.use(profile.statics)
         loss = LossModel(checkpoint.spec, profile, request.workload, fit(profile.anchors))
     capabilities = executor.capabilities
-    if profile is None:  # shapes only: nothing runs, so nothing that a runtime lacks need be left out
-        capabilities = replace(capabilities, runtime="none", offloads=True, executes_here=False)
+    if profile is None:
+        capabilities = shapes_only(capabilities)
     context = PassContext(checkpoint.spec, request.workload, request.goal, machine, capabilities, loss, seed)
     return Prepared(request, checkpoint, weights, executor, profile, asked, context, target == "local", notes)
+
+
+def opened(request: Request) -> "Checkpoint":
+    """The request's source, which must have positions for its longest context."""
+    from profiles.sources.open import open_source
+
+    checkpoint = open_source(request.source, Path.cwd())
+    if request.workload.longest_tokens > checkpoint.spec.max_positions:
+        raise InputError(
+            f"workload.context_tokens: {request.workload.longest_tokens} is more than the"
+            f" {checkpoint.spec.max_positions} positions this model was made for"
+        )
+    return checkpoint
+
+
+def shapes_only(capabilities: Capabilities) -> Capabilities:
+    """What a plan that is not run may hold: nothing that a runtime lacks need be left out."""
+    return replace(capabilities, runtime="none", offloads=True, executes_here=False)
 
 
 def known_target(target: str) -> HardwareProfile:

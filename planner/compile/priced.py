@@ -26,14 +26,27 @@ def priced(
     prepared: Prepared, name: str, space: Space, passes: tuple[str, ...] = (), report: SolverReport | None = None
 ) -> Plan:
     """The plan of a space with one candidate per site."""
-    ctx, chosen = prepared.context, space.chosen
+    profile = "" if prepared.profile is None else profile_sha256(prepared.profile)
+    return priced_in(prepared.context, f"{prepared.request.name} {name}", space, passes, report, profile)
+
+
+def priced_in(
+    ctx: PassContext,
+    name: str,
+    space: Space,
+    passes: tuple[str, ...] = (),
+    report: SolverReport | None = None,
+    profile: str = "",
+) -> Plan:
+    """The plan of a space in a context; `profile` is the identity of the profile behind it, if there is one."""
+    chosen = space.chosen
     return Plan(
-        name=f"{prepared.request.name} {name}",
+        name=name,
         workload=ctx.workload,
         goal=ctx.goal,
         provenance=Provenance(
             weights_sha256=ctx.spec.weights_sha256,
-            profile_sha256="" if prepared.profile is None else profile_sha256(prepared.profile),
+            profile_sha256=profile,
             target_sha256=sha256(dump(ctx.hardware)),
             target=ctx.hardware.name,
             backend=ctx.capabilities.runtime,

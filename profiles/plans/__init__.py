@@ -1,0 +1,1 @@
+"""Reading the plan files that other methods publish: MoA, PrefixKV, DuoAttention and LServe."""

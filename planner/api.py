@@ -1,4 +1,4 @@
-"""The Python API: compile, verify, run, profile, passes and backends as functions that return results.
+"""The Python API: compile, pareto, verify, run, profile, passes and backends as functions that return results.
 
     from planner import api
     from planner.config import load_request
@@ -24,6 +24,7 @@ from planner.serde import document, dump
 
 if TYPE_CHECKING:
     from planner.compile.bench import BenchReport
+    from planner.front import Front
 
 
 def quiet(stage: str, done: int, of: int) -> None:
@@ -46,6 +47,39 @@ def compile(
 
     return compile_request(
         request, target=target, out=out, passes=passes, dump_to=dump, backend=backend, seed=seed, progress=progress
+    )
+
+
+def pareto(
+    request: Request,
+    *,
+    target: str = "local",
+    over: str | None = None,
+    points: int = 40,
+    verify: int = 3,
+    out: Path | None = None,
+    passes: str | None = None,
+    backend: str | None = None,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> "Front":
+    """Plans of which none is better than another in everything, solved for one by one, and `verify` of them run.
+
+    `over` names the currencies as `planner pareto --over` takes them. Writes nothing unless `out` is given.
+    """
+    from planner.compile import pareto as front
+
+    return front.pareto(
+        request,
+        target=target,
+        over=over,
+        points=points,
+        verify=verify,
+        out=out,
+        passes=passes,
+        backend=backend,
+        seed=seed,
+        progress=progress,
     )
 
 

@@ -1,0 +1,210 @@
+"""A Pareto front from a solver that minimises one number under limits on the others.
+
+The epsilon-constraint method (Haimes, Lasdon, Wismer 1971) on a grid of limits that is refined where it pays, as the
+box algorithm does for two numbers (Hamacher, Pedersen, Ruzika 2007, doi:10.1016/j.orl.2006.12.006). A cell of limits
+lies between a low corner and a high one. Its high corner is solved, so nothing in the cell is below that; at its low
+corner what is known to be possible bounds it from above. The cell in which most is unknown, by its logarithmic volume
+times the distance of these bounds, is halved next: flat stretches cost nothing, and solves gather where the front
+bends.
+
+Knows numbers only. The cells do not depend on how many points are asked for: asking for more adds to the same points.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.dominance import undominated
+
+T = TypeVar("T")
+Values = tuple[float, ...]
+Floats = NDArray[np.float64]
+
+RESOLUTION = 1e-3
+"""Relative difference below which two values count as equal: a solver's gap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[T]):
+    """What a solve gave: what the choice takes of every currency, and the choice."""
+
+    values: Values
+    choice: T
+
+
+@dataclass(frozen=True, slots=True)
+class Solved(Generic[T]):
+    """A solve for the first currency under limits on the others; nothing was `found` where none keeps them."""
+
+    limits: Values
+    found: Found[T] | None
+
+    def answers(self, limits: Values) -> bool:
+        """Whether a solve under these limits could give nothing else."""
+        looser = all(own >= other for own, other in zip(self.limits, limits, strict=True))
+        return looser and (self.found is None or within(self.found.values, limits))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Limits on the currencies after the first between two corners, and the least of the first at the high one."""
+
+    low: Values
+    high: Values
+    least: float
+
+    @property
+    def widest(self) -> int:
+        """The currency whose limits differ by the largest factor."""
+        factors = [high / low for low, high in zip(self.low, self.high, strict=True)]
+        return factors.index(max(factors))
+
+    def halves(self, least: float | None) -> tuple["Cell", ...]:
+        """The two halves, `least` being that of the one with lower limits; None where nothing is possible in it."""
+        at, middle = self.widest, self.middle[self.widest]
+        upper = replace(self, low=(*self.low[:at], middle, *self.low[at + 1 :]))
+        return (upper,) if least is None else (Cell(self.low, self.middle, least), upper)
+
+    @property
+    def middle(self) -> Values:
+        """The high corner with its widest currency's limit half way down, by its logarithm."""
+        at = self.widest
+        return (*self.high[:at], math.sqrt(self.low[at] * self.high[at]), *self.high[at + 1 :])
+
+
+Solve = Callable[[int, Values], Found[T] | None]
+"""(currency to minimise, limits on the currencies after the first, inf for none) to what was found."""
+
+
+def trace(
+    solve: Solve[T],
+    currencies: int,
+    most: int,
+    scale: Callable[[float], float] = math.log,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Solved[T], ...]:
+    """At most `most` solves for the first of so many currencies, spread along its front against the others; none where
+    nothing is possible at all.
+
+    `scale` says how far apart values of the first currency are; the others are positive and compared by their ratios.
+    `progress` is told how many solves are done. Finding where the front begins takes a solve more for each currency
+    after the first.
+
+    >>> plans = [(1.0, 64.0), (4.0, 16.0), (5.0, 17.0), (16.0, 4.0), (64.0, 1.0)]
+    >>> def solve(minimise, limits):
+    ...     kept = [plan for plan in plans if plan[1] <= limits[0]]
+    ...     return Found(min(kept, key=lambda plan: plan[minimise]), "") if kept else None
+    >>> sorted({solved.found.values for solved in trace(solve, 2, 9)})
+    [(1.0, 64.0), (4.0, 16.0), (16.0, 4.0), (64.0, 1.0)]
+    """
+    free = (math.inf,) * (currencies - 1)
+    first = solve(0, free)
+    if first is None:
+        return ()
+    done: list[Solved[T]] = [Solved(free, first)]
+    progress(1)
+    low = least_of_each(solve, free, first)
+    high = first.values[1:]
+
+    def at(limits: Values) -> Found[T] | None:
+        for solved in done:
+            if solved.answers(limits):
+                return solved.found
+        done.append(Solved(limits, solve(0, limits)))
+        progress(len(done))
+        return done[-1].found
+
+    for corner in corners(low, high):
+        if len(done) < most:
+            at(corner)
+    top = scale(max(solved.found.values[0] for solved in done if solved.found is not None))
+    cells = [Cell(low, high, first.values[0])]
+    while len(done) < most:
+        unknown = [volume(cell, known(done), top, scale) for cell in cells]
+        largest = unknown.index(max(unknown))
+        if unknown[largest] <= 0.0:
+            break
+        cell = cells.pop(largest)
+        found = at(cell.middle)
+        cells += cell.halves(None if found is None else found.values[0])
+    return tuple(done)
+
+
+def least_of_each(solve: Solve[T], free: Values, first: Found[T]) -> Values:
+    """The least of every currency after the first, whatever the others."""
+    least = []
+    for number, value in enumerate(first.values[1:], start=1):
+        found = solve(number, free)
+        least.append(value if found is None else min(found.values[number], value))
+    return tuple(least)
+
+
+def corners(low: Values, high: Values) -> list[Values]:
+    """The corners of a box but its high one, those with fewest low sides first.
+
+    >>> corners((1, 2), (3, 4))
+    [(1, 4), (3, 2), (1, 2)]
+    """
+    count = len(low)
+    sides = sorted(range(1, 2**count), key=lambda bits: bits.bit_count())
+    return [tuple(low[i] if bits >> i & 1 else high[i] for i in range(count)) for bits in sides]
+
+
+def known(done: Sequence[Solved[T]]) -> list[Values]:
+    """What is known to be possible."""
+    return [solved.found.values for solved in done if solved.found is not None]
+
+
+def volume(cell: Cell, possible: Sequence[Values], top: float, scale: Callable[[float], float]) -> float:
+    """How much of a cell is unknown: the product of its logarithmic sides and of the range left to the first currency.
+
+    0 where the sides are within the resolution. `top` bounds the first currency where nothing possible does.
+
+    >>> round(volume(Cell((1.0,), (math.e,), 2.0), [(4.0, 0.5), (3.0, 2.0)], 9.0, scale=float), 9)
+    2.0
+    """
+    sides = [math.log(high / low) for low, high in zip(cell.low, cell.high, strict=True)]
+    if max(sides) <= RESOLUTION:
+        return 0.0
+    worst = min((scale(values[0]) for values in possible if within(values, cell.low)), default=top)
+    # A side without length is a limit that the front does not depend on: it must not hide the others.
+    return max(worst - scale(cell.least), 0.0) * math.prod(side for side in sides if side > 0.0)
+
+
+def within(values: Values, limits: Values) -> bool:
+    """Whether what a choice takes of the currencies after the first keeps limits on them."""
+    return all(value <= limit for value, limit in zip(values[1:], limits, strict=True))
+
+
+def front(values: Floats, floors: Sequence[float]) -> list[int]:
+    """Numbers of the rows that make a front, in the order of the first column: rows that others match or beat are left
+    out, and those that another one matches or beats but for the resolution. Values of a column below its floor are
+    equal for that.
+
+    >>> front(np.array([[3.0, 1.0], [1.0, 3.0], [1.0, 4.0], [1.0001, 2.999], [2.0, 2.0]]), (0.0, 0.0))
+    [1, 4, 0]
+    """
+    order = np.lexsort(values.T[::-1])
+    left = order[undominated(values[order], np.zeros(len(values), dtype=np.int64))]
+    least = np.asarray(floors)
+    kept: list[int] = []
+    for row in left.tolist():
+        nearly = np.maximum(values[row], least) * (1 + RESOLUTION)
+        if not any((values[other] <= nearly).all() for other in kept):
+            kept.append(row)
+    return kept
+
+
+def evenly(count: int, of: int) -> list[int]:
+    """`count` places spread over a row of so many, its ends last to be taken.
+
+    >>> evenly(3, 9), evenly(1, 5), evenly(4, 2)
+    ([2, 4, 6], [2], [0, 1])
+    """
+    if count >= of:
+        return list(range(of))
+    return sorted({round((i + 1) * (of - 1) / (count + 1)) for i in range(count)})

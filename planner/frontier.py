@@ -51,11 +51,11 @@ class Solved(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Limits on the currencies after the first between two corners, and the least of the first at the high one."""
+    """Limits on the currencies after the first between two corners, and what was `found` at the high one."""
 
     low: Values
     high: Values
-    least: float
+    found: Values
 
     @property
     def widest(self) -> int:
@@ -63,17 +63,32 @@ class Cell:
         factors = [high / low for low, high in zip(self.low, self.high, strict=True)]
         return factors.index(max(factors))
 
-    def halves(self, least: float | None) -> tuple["Cell", ...]:
-        """The two halves, `least` being that of the one with lower limits; None where nothing is possible in it."""
-        at, middle = self.widest, self.middle[self.widest]
-        upper = replace(self, low=(*self.low[:at], middle, *self.low[at + 1 :]))
-        return (upper,) if least is None else (Cell(self.low, self.middle, least), upper)
-
     @property
     def middle(self) -> Values:
         """The high corner with its widest currency's limit half way down, by its logarithm."""
         at = self.widest
-        return (*self.high[:at], math.sqrt(self.low[at] * self.high[at]), *self.high[at + 1 :])
+        return put(self.high, at, math.sqrt(self.low[at] * self.high[at]))
+
+    def loosened(self, free: Values) -> Values:
+        """The middle without the limits that what was found at the high corner does not need."""
+        limits = zip(self.middle, free, self.high, self.found[1:], strict=True)
+        spare = [most if taken * (1 + RESOLUTION) < high else own for own, most, high, taken in limits]
+        return put(tuple(spare), self.widest, self.middle[self.widest])
+
+    def halves(self, found: Values | None) -> tuple["Cell", ...]:
+        """The two halves, `found` being that of the one with lower limits; None where nothing is possible in it."""
+        at = self.widest
+        upper = replace(self, low=put(self.low, at, self.middle[at]))
+        return (upper,) if found is None else (Cell(self.low, self.middle, found), upper)
+
+
+def put(values: Values, at: int, value: float) -> Values:
+    """The same values but one.
+
+    >>> put((1.0, 2.0), 1, 5.0)
+    (1.0, 5.0)
+    """
+    return (*values[:at], value, *values[at + 1 :])
 
 
 Solve = Callable[[int, Values], Found[T] | None]
@@ -118,19 +133,23 @@ def trace(
         progress(len(done))
         return done[-1].found
 
-    for corner in corners(low, high):
+    for number, least in enumerate(low):
         if len(done) < most:
-            at(corner)
+            at(put(high, number, least))
     top = scale(max(solved.found.values[0] for solved in done if solved.found is not None))
-    cells = [Cell(low, high, first.values[0])]
+    cells = [Cell(low, high, first.values)]
     while len(done) < most:
         unknown = [volume(cell, known(done), top, scale) for cell in cells]
         largest = unknown.index(max(unknown))
         if unknown[largest] <= 0.0:
             break
         cell = cells.pop(largest)
-        found = at(cell.middle)
-        cells += cell.halves(None if found is None else found.values[0])
+        # What is found without the limits that do not bind mostly keeps them, and then answers for all like these.
+        loose = at(cell.loosened(high))
+        if loose is not None and not within(loose.values, cell.middle) and len(done) == most:
+            break
+        found = at(cell.middle) if loose is not None else None
+        cells += cell.halves(None if found is None else found.values)
     return tuple(done)
 
 
@@ -143,17 +162,6 @@ def least_of_each(solve: Solve[T], free: Values, first: Found[T]) -> Values:
     return tuple(least)
 
 
-def corners(low: Values, high: Values) -> list[Values]:
-    """The corners of a box but its high one, those with fewest low sides first.
-
-    >>> corners((1, 2), (3, 4))
-    [(1, 4), (3, 2), (1, 2)]
-    """
-    count = len(low)
-    sides = sorted(range(1, 2**count), key=lambda bits: bits.bit_count())
-    return [tuple(low[i] if bits >> i & 1 else high[i] for i in range(count)) for bits in sides]
-
-
 def known(done: Sequence[Solved[T]]) -> list[Values]:
     """What is known to be possible."""
     return [solved.found.values for solved in done if solved.found is not None]
@@ -164,7 +172,7 @@ def volume(cell: Cell, possible: Sequence[Values], top: float, scale: Callable[[
 
     0 where the sides are within the resolution. `top` bounds the first currency where nothing possible does.
 
-    >>> round(volume(Cell((1.0,), (math.e,), 2.0), [(4.0, 0.5), (3.0, 2.0)], 9.0, scale=float), 9)
+    >>> round(volume(Cell((1.0,), (math.e,), (2.0, 2.5)), [(4.0, 0.5), (3.0, 2.0)], 9.0, scale=float), 9)
     2.0
     """
     sides = [math.log(high / low) for low, high in zip(cell.low, cell.high, strict=True)]
@@ -172,7 +180,7 @@ def volume(cell: Cell, possible: Sequence[Values], top: float, scale: Callable[[
         return 0.0
     worst = min((scale(values[0]) for values in possible if within(values, cell.low)), default=top)
     # A side without length is a limit that the front does not depend on: it must not hide the others.
-    return max(worst - scale(cell.least), 0.0) * math.prod(side for side in sides if side > 0.0)
+    return max(worst - scale(cell.found[0]), 0.0) * math.prod(side for side in sides if side > 0.0)
 
 
 def within(values: Values, limits: Values) -> bool:

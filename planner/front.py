@@ -1,7 +1,6 @@
 """The front of a model on a target: the plans of which none is better than another in everything, beside what is not
 planned; as a document, a table and JSON."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -55,9 +54,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Planned points by the first currency of `over`, the dense model, and the uniform settings that no other uniform
-    setting beats. `local`: the target is this machine, so that seconds measured here are its own.
+    """Points by the first currency of `over`, named in that order; and what is not planned and not on the front: the
+    dense model and the best uniform settings.
 
+    `within` is what stays limited. `local`: the target is this machine, so that seconds measured here are its own.
     `candidates` and `solves` say how many choices the sites had in all and how many plans were solved for.
     """
 
@@ -67,12 +67,16 @@ class Front:
     over: tuple[Objective, ...]
     within: Limits
     points: tuple[Point, ...]
-    dense: Point
-    uniform: tuple[Point, ...]
+    beside: tuple[Point, ...]
     candidates: int
     solves: int
     local: bool
     notes: tuple[str, ...] = ()
+
+    @property
+    def dense(self) -> Point:
+        """The dense model, on the front or beside it."""
+        return next(point for point in (*self.points, *self.beside) if point.kind == "dense")
 
     @property
     def verified(self) -> tuple[Point, ...]:
@@ -95,14 +99,16 @@ class Front:
 
     def as_text(self) -> str:
         head = (
-            f"{self.name}: {len(self.points)} plans on the front over {', '.join(self.over)}, from {self.solves} solves"
-            f" among {self.candidates:,} candidates, on {self.target} by {self.backend}"
+            f"{self.name}: {len(self.points)} points on the front over {', '.join(self.over)}; {self.solves} solves"
+            f" of {self.candidates:,} candidates, on {self.target} by {self.backend}"
         )
-        rows = [["", *(heading(name) for name in self._columns())]]
-        for point in (*self.points, *self.uniform, self.dense):
-            rows.append([point.name, *(shown(getattr(point.predicted, name), name) for name in self._columns())])
+        columns = self._columns()
+        rows = [["", *map(heading, columns)]]
+        for point in (*self.points, *self.beside):
+            kind = "" if point.name == point.kind or point.kind == "planned" else f" {point.kind}"
+            rows.append([f"{point.name}{kind}", *(shown(getattr(point.predicted, name), name) for name in columns)])
             if point.measured is not None:
-                rows.append(["  measured", *(shown(self.measured(point, name), name) for name in self._columns())])
+                rows.append(["  measured", *(shown(self.measured(point, name), name) for name in columns)])
         lines = [head, "", *table(rows), "", f"- {self.dense.predicted.source}"]
         lines += [f"- {source}" for source in dict.fromkeys(p.measured.source for p in self.verified if p.measured)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -160,8 +166,3 @@ def shown(value: float | Interval | None, currency: Objective) -> str:
     if isinstance(value, Interval) and currency == "loss_nats" and value.low < value.high:
         return str(value)
     return figure(middle(value) * scale)
-
-
-def by_currency(points: Sequence[Point], over: Sequence[Objective]) -> list[list[float]]:
-    """Predicted values, a row for every point."""
-    return [[point.value(currency) for currency in over] for point in points]

@@ -31,7 +31,7 @@ def svg(front: Front) -> str:
         text((16.0, 20.0), f"{front.name} on {front.target} by {front.backend}", more='font-size="15"'),
         text(
             (16.0, 37.0),
-            f"{len(front.points)} plans, each the best there is within its limits; {front.dense.predicted.source}",
+            f"{len(front.points)} points, none better than another in everything; {front.dense.predicted.source}",
         ),
     ]
     for place, (y, x) in enumerate(pairs):
@@ -43,21 +43,23 @@ def svg(front: Front) -> str:
 
 def pair(front: Front, x: Objective, y: Objective, left: float) -> list[str]:
     """One panel: every point over two currencies, coloured by the third, with the front of these two alone."""
-    every = (*front.points, *front.uniform, front.dense)
+    every = (*front.points, *front.beside)
     panel = Panel(axis(front, every, x), axis(front, every, y), heading(x), heading(y), left, HEAD)
 
     def at(point: Point) -> tuple[float, float]:
         return scaled(point.value(x), x), scaled(point.value(y), y)
 
     panel.stairs(stairs([at(point) for point in front.points]), STAIRS)
-    for point in front.uniform:
-        panel.cross(at(point), UNIFORM, told(front, point))
-    panel.diamond(at(front.dense), INK, told(front, front.dense))
     rest = next((name for name in front.over if name not in (x, y)), None)
     third = None if rest is None else ruler([point.value(rest) for point in front.points], zero(rest))
-    for point in front.points:
-        colour = ONE_COLOUR if rest is None or third is None else ramp(third.at(point.value(rest)))
-        panel.dot(at(point), colour, told(front, point))
+    for point in every:
+        if point.kind == "uniform":
+            panel.cross(at(point), UNIFORM, told(front, point))
+        elif point.kind == "dense":
+            panel.diamond(at(point), INK, told(front, point))
+        else:
+            colour = ONE_COLOUR if rest is None or third is None else ramp(third.at(point.value(rest)))
+            panel.dot(at(point), colour, told(front, point))
     for point in front.verified:
         measured_x, measured_y = front.measured(point, x), front.measured(point, y)
         found = (

@@ -10,6 +10,7 @@ bends.
 Knows numbers only. The cells do not depend on how many points are asked for: asking for more adds to the same points.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ Floats = NDArray[np.float64]
 
 RESOLUTION = 1e-3
 """Relative difference below which two values count as equal: a solver's gap."""
+
+FINEST = 1e-4
+"""A cell with less than this share of the whole volume is not halved any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,6 @@ def trace(
     done: list[Solved[T]] = [Solved(free, first)]
     progress(1)
     low = least_of_each(solve, free, first)
-    high = first.values[1:]
 
     def at(limits: Values) -> Found[T] | None:
         for solved in done:
@@ -135,21 +138,31 @@ def trace(
 
     for number, least in enumerate(low):
         if len(done) < most:
-            at(put(high, number, least))
-    top = scale(max(solved.found.values[0] for solved in done if solved.found is not None))
-    cells = [Cell(low, high, first.values)]
-    while len(done) < most:
-        unknown = [volume(cell, known(done), top, scale) for cell in cells]
-        largest = unknown.index(max(unknown))
-        if unknown[largest] <= 0.0:
-            break
-        cell = cells.pop(largest)
+            at(put(free, number, least))
+    # As far as the best plans for one currency alone take the others.
+    high = tuple(max(column) for column in zip(*(values[1:] for values in known(done)), strict=True))
+    top = scale(max(values[0] for values in known(done)))
+    made = 0
+    root = Cell(low, high, first.values)
+    whole = volume(root, known(done), top, scale)
+    # Sorted by volumes as they were: what is known since then can only have made them smaller.
+    cells = [(-whole, 0, root)]
+    while cells and len(done) < most:
+        before, place, cell = heapq.heappop(cells)
+        unknown = volume(cell, known(done), top, scale)
+        if unknown <= FINEST * whole:
+            continue
+        if unknown < -before:
+            heapq.heappush(cells, (-unknown, place, cell))
+            continue
         # What is found without the limits that do not bind mostly keeps them, and then answers for all like these.
         loose = at(cell.loosened(high))
         if loose is not None and not within(loose.values, cell.middle) and len(done) == most:
             break
         found = at(cell.middle) if loose is not None else None
-        cells += cell.halves(None if found is None else found.values)
+        for half in cell.halves(None if found is None else found.values):
+            made += 1
+            heapq.heappush(cells, (-volume(half, known(done), top, scale), made, half))
     return tuple(done)
 
 
@@ -170,7 +183,8 @@ def known(done: Sequence[Solved[T]]) -> list[Values]:
 def volume(cell: Cell, possible: Sequence[Values], top: float, scale: Callable[[float], float]) -> float:
     """How much of a cell is unknown: the product of its logarithmic sides and of the range left to the first currency.
 
-    0 where the sides are within the resolution. `top` bounds the first currency where nothing possible does.
+    0 where the sides are within the resolution. Where nothing possible bounds the first currency, `top` is taken for
+    the most it can be, or a factor e more than the least.
 
     >>> round(volume(Cell((1.0,), (math.e,), (2.0, 2.5)), [(4.0, 0.5), (3.0, 2.0)], 9.0, scale=float), 9)
     2.0
@@ -178,9 +192,12 @@ def volume(cell: Cell, possible: Sequence[Values], top: float, scale: Callable[[
     sides = [math.log(high / low) for low, high in zip(cell.low, cell.high, strict=True)]
     if max(sides) <= RESOLUTION:
         return 0.0
-    worst = min((scale(values[0]) for values in possible if within(values, cell.low)), default=top)
+    least = scale(cell.found[0])
+    worst = min(
+        (scale(values[0]) for values in possible if within(values, cell.low)), default=max(top, least + RESOLUTION)
+    )
     # A side without length is a limit that the front does not depend on: it must not hide the others.
-    return max(worst - scale(cell.found[0]), 0.0) * math.prod(side for side in sides if side > 0.0)
+    return max(worst - least, 0.0) * math.prod(side for side in sides if side > 0.0)
 
 
 def within(values: Values, limits: Values) -> bool:

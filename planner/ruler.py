@@ -75,10 +75,10 @@ def ruler(values: Iterable[float], linear_to: float | None = None) -> Ruler:
 def label(value: float) -> str:
     """A tick as it is written.
 
-    >>> label(0.005), label(1500.0), label(2e6)
-    ('0.005', '1,500', '2,000,000')
+    >>> label(0.005), label(1500.0), label(2e6), label(4.9e-8)
+    ('0.005', '1,500', '2,000,000', '5e-08')
     """
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" if value >= 1e-4 else f"{value:.1g}"
 
 
 def _even(low: float, high: float) -> tuple[float, ...]:

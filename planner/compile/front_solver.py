@@ -81,10 +81,19 @@ class FrontSolver:
         ctx, problem = replace(self.ctx, goal=choice.goal), self._limited(choice.goal)
         return pick(self.space, choice.solution), report(choice.solution, problem, self.table, ctx)
 
+    def fits(self, space: Space) -> bool:
+        """Whether a choice, not of this space perhaps, keeps what is limited besides the currencies."""
+        table, goal = self.ctx.price(space), self.goal(0, self._free)
+        return bool((table.usage.sum(axis=0) + table.constant <= self._limited(goal).limits).all())
+
     def refusal(self) -> Infeasible:
         """Why nothing keeps what is limited besides the currencies."""
-        goal = self.goal(0, (math.inf,) * (len(self.over) - 1))
+        goal = self.goal(0, self._free)
         return infeasible(self._limited(goal), replace(self.ctx, goal=goal), proved=True)
+
+    @property
+    def _free(self) -> Values:
+        return (math.inf,) * (len(self.over) - 1)
 
     def _limited(self, goal: Goal) -> Problem:
         ctx = self.ctx

@@ -1,13 +1,13 @@
 """The front of a request: passes once, a solve for every point, a few of them run, and all of it as files."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from planner import artefact
+from planner import artefact, frontier
 from planner.compile.contest import row
 from planner.compile.driver import NO_LOSS
 from planner.compile.front_marks import uniform_front
@@ -18,9 +18,9 @@ from planner.compile.runtimes import runtime
 from planner.compile.search import Pipeline, pipeline
 from planner.errors import Infeasible, InputError
 from planner.executor import Artifact, Progress, Timing
-from planner.front import DEFAULT, Front, Point, by_currency, currencies
+from planner.front import DEFAULT, Front, Kind, Point, currencies
 from planner.front_plot import svg
-from planner.frontier import evenly, front, trace
+from planner.frontier import evenly, trace
 from planner.goal import Goal, Objective
 from planner.pipeline import dense, run
 from planner.plan import Plan, sha256
@@ -36,6 +36,15 @@ UNIFORMS = 12
 
 NO_MATTER_NATS = 1e-3
 """Losses below this count as alike: as much comes and goes with rounding to 16 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A plan that may be on a front, what kind it is, and whether it keeps what stays limited."""
+
+    kind: Kind
+    plan: Plan
+    fits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,30 +109,45 @@ def traced_front(
     progress("solving", most, most)
     found = [each.found.choice for each in solved if each.found is not None]
     choices = {choice.solution.chosen: choice for choice in reversed(found)}
-    plans = [plan_of(choice, solver, prepared, passes) for choice in choices.values()]
-    every = [point_of(str(number), plan) for number, plan in enumerate(plans)]
-    floors = [NO_MATTER_NATS if name == LOSS else 0.0 for name in over]
-    kept = front(np.array(by_currency(every, over)), floors)
-    names = {f"{place:02}": number for place, number in enumerate(kept, start=1)}
-    uniform = [
-        replace(point_of(f"uniform {place}", priced(prepared, "uniform", each)), kind="uniform")
-        for place, each in enumerate(uniform_front(widened, prepared.context, over, solver.within, UNIFORMS), start=1)
+    settings = uniform_front(widened, prepared.context, over, solver.within, UNIFORMS)
+    entries = [
+        *(Entry("planned", plan_of(choice, solver, prepared, passes)) for choice in choices.values()),
+        *(Entry("uniform", priced(prepared, "uniform", each)) for each in settings),
+        Entry("dense", baseline(prepared), solver.fits(dense(prepared.context))),
     ]
-    told = Front(
+    points, beside, plans = placed(entries, over)
+    made = Front(
         name=prepared.request.name,
         target=prepared.context.hardware.name,
         backend=prepared.context.capabilities.runtime,
         over=over,
         within=solver.within,
-        points=tuple(replace(every[number], name=name) for name, number in names.items()),
-        dense=replace(point_of("dense", baseline(prepared)), kind="dense"),
-        uniform=tuple(uniform),
+        points=points,
+        beside=beside,
         candidates=widened.size,
         solves=len(solved),
         local=prepared.local,
         notes=(*prepared.checkpoint.notes, *prepared.notes, *(() if prepared.profile else (NO_LOSS,))),
     )
-    return Traced(told, {name: plans[number] for name, number in names.items()})
+    return Traced(made, plans)
+
+
+def placed(
+    entries: Sequence[Entry], over: tuple[Objective, ...]
+) -> tuple[tuple[Point, ...], tuple[Point, ...], dict[str, Plan]]:
+    """The points of a front, what is not planned and stands beside it, and the plans of the points by their names.
+
+    What is not planned can be on the front as well: the solver counts seconds as if every layer had as many classes of
+    heads as it may, and settings that make do with one are a little faster than that.
+    """
+    every = [point_of(entry) for entry in entries]
+    able = [number for number, entry in enumerate(entries) if entry.fits]
+    floors = [NO_MATTER_NATS if name == LOSS else 0.0 for name in over]
+    values = np.array([[every[number].value(name) for name in over] for number in able])
+    on = [able[row] for row in frontier.front(values, floors)]
+    points = tuple(replace(every[number], name=f"{place:02}") for place, number in enumerate(on, start=1))
+    beside = tuple(point for number, point in enumerate(every) if point.kind != "planned" and number not in on)
+    return points, beside, {point.name: entries[number].plan for point, number in zip(points, on, strict=True)}
 
 
 def apart(loss_nats: float) -> float:
@@ -146,18 +170,19 @@ def plan_of(choice: Choice, solver: FrontSolver, prepared: Prepared, passes: Pip
     return priced(asked, "front", space, passes.spelled, report)
 
 
-def point_of(name: str, plan: Plan) -> Point:
-    """A plan as a point of a front."""
+def point_of(entry: Entry) -> Point:
+    """A plan as a point that is named for its kind."""
+    plan = entry.plan
     if plan.predicted is None:
         raise InputError(f"plan {plan.name}: has no predicted costs to compare")
-    return Point(name, "planned", plan.goal, plan.predicted, plan.measured, plan.solver)
+    return Point(entry.kind, entry.kind, plan.goal, plan.predicted, solver=plan.solver)
 
 
 def verified(traced: Traced, prepared: Prepared, asked: Exam, count: int, progress: Progress) -> Traced:
     """The front with what running some of its points, spread evenly, showed: loss on the exam, bytes, and seconds in
     turns with the dense model."""
-    points = traced.front.points
-    names = [points[i].name for i in evenly(count, len(points))]
+    others = [point.name for point in traced.front.points if point.kind != "dense"]
+    names = [others[i] for i in evenly(count, len(others))]
     plans = {"dense": baseline(prepared), **{name: traced.plans[name] for name in names}}
     with Examiner(asked, progress) as examiner:
         results = {"dense": examiner.take_dense(prepared.executor.open(plans["dense"]))}
@@ -169,15 +194,16 @@ def verified(traced: Traced, prepared: Prepared, asked: Exam, count: int, progre
             racing = {each: prepared.executor.open(plans[each]) for each in ("dense", name)}
             found = race(racing, asked.documents[0], prepared.request.workload, progress)
             timings |= {name: found[name], "dense": timings.get("dense", ()) + found["dense"]}
-    run_here = {
-        name: row(name, plan, results[name], timings[name], prepared.local).plan for name, plan in plans.items()
-    }
-    told = replace(
-        traced.front,
-        points=tuple(replace(p, measured=run_here[p.name].measured) if p.name in run_here else p for p in points),
-        dense=replace(traced.front.dense, measured=run_here["dense"].measured),
+    ran = {name: row(name, plan, results[name], timings[name], prepared.local).plan for name, plan in plans.items()}
+
+    def told(point: Point) -> Point:
+        plan = ran.get("dense" if point.kind == "dense" else point.name)
+        return point if plan is None else replace(point, measured=plan.measured)
+
+    front = replace(
+        traced.front, points=tuple(map(told, traced.front.points)), beside=tuple(map(told, traced.front.beside))
     )
-    return Traced(told, {**traced.plans, **{name: run_here[name] for name in names}})
+    return Traced(front, {**traced.plans, **{name: ran[name] for name in names}})
 
 
 def replaceable(out: Path) -> None:

@@ -6,6 +6,7 @@ from itertools import combinations
 from planner.front import UNITS, Front, Point, heading, middle, shown
 from planner.goal import Objective
 from planner.panel import HEIGHT, INK, WIDTH, Panel, number, text
+from planner.plan import Interval
 from planner.ruler import Ruler, label, ruler
 
 NO_MATTER_NATS = 1e-3
@@ -73,18 +74,25 @@ def pair(front: Front, x: Objective, y: Objective, left: float) -> list[str]:
 
 def against(front: Front, currency: Objective, left: float, top: float) -> list[str]:
     """One panel: what was measured of a currency over what was predicted, with the intervals of both."""
-    points = [(p, m) for p in front.verified if (m := front.measured(p, currency)) is not None]
-    values = [scaled(v, currency) for p, m in points for v in (p.value(currency), m.low, m.high)]
+    found = [(p, expected(p, currency), m) for p in front.verified if (m := front.measured(p, currency)) is not None]
+    values = [scaled(v, currency) for _, *both in found for one in both for v in (one.low, one.value, one.high)]
     scale = ruler(values, zero(currency))
-    name = UNITS[currency][1]
-    panel = Panel(scale, scale, f"predicted {heading(currency)}", f"measured {name}", left, top)
+    title = f"measured {UNITS[currency][1]}"
+    panel = Panel(scale, scale, f"predicted {heading(currency)}", title, left, top)
     panel.line((scale.low, scale.low), (scale.high, scale.high), INK, dashed=True)
-    for point, measured in points:
-        x = scaled(point.value(currency), currency)
-        low, value, high = (scaled(v, currency) for v in (measured.low, measured.value, measured.high))
+    for point, predicted, measured in found:
+        left_x, x, right_x = (scaled(v, currency) for v in (predicted.low, predicted.value, predicted.high))
+        low, y, high = (scaled(v, currency) for v in (measured.low, measured.value, measured.high))
+        panel.line((left_x, y), (right_x, y), UNIFORM)
         panel.line((x, low), (x, high), MEASURED)
-        panel.dot((x, value), MEASURED, f"measured: {told(front, point, measured=True)}", hollow=True)
+        panel.dot((x, y), MEASURED, f"measured: {told(front, point, measured=True)}", hollow=True)
     return panel.lines
+
+
+def expected(point: Point, currency: Objective) -> Interval:
+    """What is predicted of a point, a count as an interval of no width."""
+    found: float | Interval | None = getattr(point.predicted, currency)
+    return found if isinstance(found, Interval) else Interval(*[point.value(currency)] * 3)
 
 
 def axis(front: Front, points: Sequence[Point], currency: Objective) -> Ruler:

@@ -205,21 +205,18 @@ def within(values: Values, limits: Values) -> bool:
     return all(value <= limit for value, limit in zip(values[1:], limits, strict=True))
 
 
-def front(values: Floats, floors: Sequence[float]) -> list[int]:
+def front(values: Floats) -> list[int]:
     """Numbers of the rows that make a front, in the order of the first column: rows that others match or beat are left
-    out, and those that another one matches or beats but for the resolution. Values of a column below its floor are
-    equal for that.
+    out, and those that one before matches or beats but for the resolution.
 
-    >>> front(np.array([[3.0, 1.0], [1.0, 3.0], [1.0, 4.0], [1.0001, 2.999], [2.0, 2.0]]), (0.0, 0.0))
+    >>> front(np.array([[3.0, 1.0], [1.0, 3.0], [1.0, 4.0], [1.0001, 2.999], [2.0, 2.0]]))
     [1, 4, 0]
     """
     order = np.lexsort(values.T[::-1])
     left = order[undominated(values[order], np.zeros(len(values), dtype=np.int64))]
-    least = np.asarray(floors)
     kept: list[int] = []
     for row in left.tolist():
-        nearly = np.maximum(values[row], least) * (1 + RESOLUTION)
-        if not any((values[other] <= nearly).all() for other in kept):
+        if not any((values[other] <= values[row] * (1 + RESOLUTION)).all() for other in kept):
             kept.append(row)
     return kept
 

@@ -26,7 +26,7 @@ def uniform_front(
         return ()
     taken = np.column_stack([totals[kept][:, list(stages(name, table.rows))].max(axis=1) for name in over])
     found: list[Space] = []
-    for number in kept[front(taken, (0.0,) * len(over))].tolist():
+    for number in kept[front(taken)].tolist():
         first, second = divmod(number, len(weights))
         chosen = {**kv[first].chosen, **weights[second].chosen}
         if violated(chosen, space.constraints) is None:

@@ -142,9 +142,8 @@ def placed(
     """
     every = [point_of(entry) for entry in entries]
     able = [number for number, entry in enumerate(entries) if entry.fits]
-    floors = [NO_MATTER_NATS if name == LOSS else 0.0 for name in over]
     values = np.array([[every[number].value(name) for name in over] for number in able])
-    on = [able[row] for row in frontier.front(values, floors)]
+    on = [able[row] for row in frontier.front(values)]
     points = tuple(replace(every[number], name=f"{place:02}") for place, number in enumerate(on, start=1))
     beside = tuple(point for number, point in enumerate(every) if point.kind != "planned" and number not in on)
     return points, beside, {point.name: entries[number].plan for point, number in zip(points, on, strict=True)}

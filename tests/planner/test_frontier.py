@@ -4,7 +4,6 @@ import math
 from itertools import pairwise
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,12 +75,11 @@ def test_no_plan_is_solved_for_twice_under_limits_that_a_solve_answers(offered: 
 
 
 def test_solves_gather_where_the_front_bends() -> None:
-    """A corner at (1, 1) with two long arms: half of the solves are within a factor of two of it, on either axis."""
-    offered = [(1.0 + 0.001 * (99 - i), 100.0 - i) for i in range(100)]
-    offered += [(100.0 - i, 1.0 - 0.001 * (99 - i)) for i in range(100)]
-    points = sorted(set(values(traced(offered, 16))))
-    near = [point for point in points if max(point) < 8]
-    assert len(near) >= len(points) / 2
+    """On log x * log y = 1/4 between two long arms; a grid of even steps would have 4 of 16 limits at the bend."""
+    along = np.geomspace(0.05, 5.0, 400)
+    offered = [(math.exp(x), math.exp(0.25 / x)) for x in along.tolist()]
+    bend = [point for point in values(traced(offered, 16)) if 0.2 <= math.log(point[0]) <= 1.25]
+    assert len(bend) >= 7
 
 
 def test_nothing_possible_gives_nothing() -> None:
@@ -97,7 +95,7 @@ ROWS = st.integers(2, 4).flatmap(
 @given(ROWS)
 def test_a_front_has_no_point_that_another_beats_and_answers_all_that_is_left_out(rows: list[Values]) -> None:
     found = np.array(rows)
-    kept = front(found, (0.0,) * found.shape[1])
+    kept = front(found)
     assert [rows[i][0] for i in kept] == sorted(rows[i][0] for i in kept)
     for i in kept:
         assert not any(i != j and (found[j] <= found[i]).all() for j in kept)
@@ -108,11 +106,5 @@ def test_a_front_has_no_point_that_another_beats_and_answers_all_that_is_left_ou
 @QUICK
 @given(st.lists(st.tuples(st.floats(0.1, 10.0), st.floats(0.1, 10.0)), min_size=1, max_size=30))
 def test_a_front_of_two_currencies_falls(rows: list[Values]) -> None:
-    kept = [rows[i] for i in front(np.array(rows), (0.0, 0.0))]
+    kept = [rows[i] for i in front(np.array(rows))]
     assert all(a[0] < b[0] and a[1] > b[1] for a, b in pairwise(kept))
-
-
-@pytest.mark.parametrize("floor", [0.0, 1e-3])
-def test_losses_that_do_not_matter_are_equal(floor: float) -> None:
-    rows = np.array([[1e-8, 2.0], [2e-8, 2.0 - 1e-4], [math.pi, 1.0]])
-    assert front(rows, (floor, 0.0)) == ([0, 2] if floor else [0, 1, 2])

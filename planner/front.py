@@ -17,6 +17,9 @@ CURRENCIES: tuple[Objective, ...] = ("loss_nats", "decode_s", "ttft_s", "memory_
 
 DEFAULT: tuple[Objective, ...] = ("loss_nats", "decode_s", "memory_bytes")
 
+NO_MATTER_NATS = 1e-3
+"""Losses below this hardly differ: as much comes and goes with rounding to 16 bits."""
+
 UNITS: dict[str, tuple[float, str, str]] = {
     "loss_nats": (1.0, "loss", "nats per token"),
     "decode_s": (1e3, "decoding", "ms per token"),
@@ -111,7 +114,12 @@ class Front:
                 rows.append(["  measured", *(shown(self.measured(point, name), name) for name in columns)])
         lines = [head, "", *table(rows), "", f"- {self.dense.predicted.source}"]
         lines += [f"- {source}" for source in dict.fromkeys(p.measured.source for p in self.verified if p.measured)]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in (*self.notes, *self._loose()))])
+
+    def _loose(self) -> list[str]:
+        """That some points are not proved as well as the others, where the solver stopped."""
+        gaps = [point.solver.gap for point in self.points if point.solver and point.solver.status == "stopped"]
+        return [f"{len(gaps)} of the points are proved to within {max(gaps):.1%} only"] if gaps else []
 
     def _columns(self) -> tuple[Objective, ...]:
         """The currencies of the front first, then the others that are known."""

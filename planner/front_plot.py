@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from itertools import combinations
 
-from planner.front import UNITS, Front, Point, heading, middle, shown
+from planner.front import NO_MATTER_NATS, UNITS, Front, Point, heading, middle, shown
 from planner.goal import Objective
 from planner.panel import HEIGHT, INK, WIDTH, Panel, number, text
 from planner.plan import Interval
 from planner.ruler import Ruler, label, ruler
-
-NO_MATTER_NATS = 1e-3
-"""Losses are shown by their logarithm from here on: a lossless plan is on the axis too."""
 
 ONE_COLOUR = "#2f6f9f"
 RAMP = ((0x2C, 0x3E, 0x8F), (0x2A, 0x9D, 0x8F), (0xF0, 0xA0, 0x30))
@@ -103,7 +100,7 @@ def axis(front: Front, points: Sequence[Point], currency: Objective) -> Ruler:
 
 
 def zero(currency: Objective) -> float | None:
-    """Up to where an axis is linear; None for a currency that is never nothing."""
+    """Up to where an axis is linear, as a lossless plan is on it too; None for a currency that is never nothing."""
     return NO_MATTER_NATS if currency == "loss_nats" else None
 
 

@@ -64,14 +64,14 @@ class FrontSolver:
         if isinstance(solution, solver.NoChoice):
             return None
         totals = self.problem.totals(solution.chosen)
-        return Found(tuple(self._taken(totals, name) for name in self.over), Choice(goal, solution))
+        return Found(tuple(self.taken(totals, name) for name in self.over), Choice(goal, solution))
 
     def goal(self, number: int, most: Values) -> Goal:
         """The goal as a user would state it: seconds to be kept at the pessimistic end of what is predicted."""
         limits = {own.name: getattr(self.within, own.name) for own in fields(Limits)}
         for name, value in zip(self.over[1:], most, strict=True):
             if name.endswith("_bytes") and value < math.inf:
-                limits[name] = math.ceil(value)
+                limits[name] = math.floor(value)
             elif value < math.inf:
                 limits[name] = value * self.ctx.hardware.pessimism * ROUNDING
         return Goal(self.over[number], Limits(**limits))
@@ -91,6 +91,14 @@ class FrontSolver:
         goal = self.goal(0, self._free)
         return infeasible(self._limited(goal), replace(self.ctx, goal=goal), proved=True)
 
+    def taken(self, totals: Floats, name: Objective) -> float:
+        """What a choice takes of a currency: of seconds the slowest stage, of loss what is expected, of bytes a whole
+        number, as limits on them are."""
+        most = max(float(totals[row]) for row in prices.stages(name, self.problem.rows))
+        if name == LOSS and self.ctx.loss is not None:
+            return self.ctx.loss.correction.expected(most)
+        return float(math.ceil(most)) if name.endswith("_bytes") else most
+
     @property
     def _free(self) -> Values:
         return (math.inf,) * (len(self.over) - 1)
@@ -99,11 +107,6 @@ class FrontSolver:
         ctx = self.ctx
         limits = [prices.limit(row, ctx.spec, ctx.workload, goal, ctx.hardware, ctx.loss) for row in self.problem.rows]
         return replace(self.problem, limits=np.array(limits), minimise=prices.stages(goal.minimise, self.problem.rows))
-
-    def _taken(self, totals: Floats, name: Objective) -> float:
-        """What a choice takes of a currency: of seconds the slowest stage, of loss what is expected."""
-        taken = max(float(totals[row]) for row in prices.stages(name, self.problem.rows))
-        return taken if name != LOSS or self.ctx.loss is None else self.ctx.loss.correction.expected(taken)
 
 
 def held(limits: Limits, over: tuple[Objective, ...], ctx: PassContext) -> Limits:

@@ -18,7 +18,7 @@ from planner.compile.runtimes import runtime
 from planner.compile.search import Pipeline, pipeline
 from planner.errors import Infeasible, InputError
 from planner.executor import Artifact, Progress, Timing
-from planner.front import DEFAULT, Front, Kind, Point, currencies
+from planner.front import DEFAULT, NO_MATTER_NATS, Front, Kind, Point, currencies
 from planner.front_plot import svg
 from planner.frontier import evenly, trace
 from planner.goal import Goal, Objective
@@ -33,9 +33,6 @@ FRONT_JSON, FRONT_TEXT, FRONT_PLOT = "front.json", "front.txt", "front.svg"
 
 UNIFORMS = 12
 """Uniform settings shown beside a front."""
-
-NO_MATTER_NATS = 1e-3
-"""Losses below this count as alike: as much comes and goes with rounding to 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +199,8 @@ def verified(traced: Traced, prepared: Prepared, asked: Exam, count: int, progre
     front = replace(
         traced.front, points=tuple(map(told, traced.front.points)), beside=tuple(map(told, traced.front.beside))
     )
-    return Traced(front, {**traced.plans, **{name: ran[name] for name in names}})
+    plans = {**traced.plans, **{name: ran[name] for name in names}}
+    return Traced(front, {**plans, **{point.name: ran["dense"] for point in front.points if point.kind == "dense"}})
 
 
 def replaceable(out: Path) -> None:

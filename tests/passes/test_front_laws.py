@@ -81,7 +81,7 @@ def test_no_uniform_setting_beats_a_point(context: Make) -> None:
     for setting in uniform_front(widened(ctx, MORE), ctx, THREE, solver.within, 50):
         table = ctx.price(setting)
         totals = table.usage.sum(axis=0) + table.constant
-        taken = tuple(solver._taken(totals, name) for name in THREE)
+        taken = tuple(solver.taken(totals, name) for name in THREE)
         for point in points:
             assert not (taken[0] < point[0] / SLACK - LEAST_NATS and within(taken, point[1:]))
 

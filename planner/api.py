@@ -1,4 +1,4 @@
-"""The Python API: compile, import, verify, run, profile, passes and backends as functions that return results.
+"""The Python API: compile, import, pareto, verify, run, profile, passes and backends, as functions with results.
 
     from planner import api
     from planner.config import load_request
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from planner.compile.bench import BenchReport
     from planner.compile.importing import ImportReport
     from planner.published import PublishedFile
+    from planner.front import Front
 
 
 def quiet(stage: str, done: int, of: int) -> None:
@@ -82,6 +83,39 @@ def import_plan(
     from planner.compile.importing import import_published
 
     return import_published(request, file, target=target, out=out, backend=backend, progress=progress)
+
+
+def pareto(
+    request: Request,
+    *,
+    target: str = "local",
+    over: str | None = None,
+    points: int = 40,
+    verify: int = 3,
+    out: Path | None = None,
+    passes: str | None = None,
+    backend: str | None = None,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> "Front":
+    """Plans of which none is better than another in everything, solved for one by one, and `verify` of them run.
+
+    `over` names the currencies as `planner pareto --over` takes them. Writes nothing unless `out` is given.
+    """
+    from planner.compile import pareto as front
+
+    return front.pareto(
+        request,
+        target=target,
+        over=over,
+        points=points,
+        verify=verify,
+        out=out,
+        passes=passes,
+        backend=backend,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def verify(directory: Path, text: Path | None = None, documents: int = 8, progress: Progress = quiet) -> VerifyReport:

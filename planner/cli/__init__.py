@@ -12,6 +12,7 @@ from planner.errors import InputError, PlannerError
 COMMANDS = (
     "init",
     "compile",
+    "pareto",
     "verify",
     "bench",
     "run",

@@ -27,8 +27,8 @@ from planner.serde import document, dump
 if TYPE_CHECKING:
     from planner.compile.bench import BenchReport
     from planner.compile.importing import ImportReport
-    from planner.published import PublishedFile
     from planner.front import Front
+    from planner.published import PublishedFile
 
 
 def quiet(stage: str, done: int, of: int) -> None:

@@ -1,6 +1,6 @@
 """How far predicted operators are from a directory of measured ones, beside what simpler models say of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from profiles.targets import gpu_sheet
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 T = TypeVar("T", bound=GemmTable | DecodeTable | PrefillTable)
+R = TypeVar("R")
 # Of a table that no fit shipped was made to: how alike misses are over doublings of m, n and k, much the same for all.
 COVARIANCE = Covariance((1.0, 2.0, 4.0), 0.3)
 PREDICTORS = ("formula", "with table", "roofline", "3 constants")
@@ -106,13 +107,37 @@ def validate_silicon(directory: Path, target: str, framework: str | None = None)
 
     # numpy lets go of the interpreter while it computes, so tables side by side keep two cores busy.
     with ThreadPoolExecutor() as pool:
-        products = pool.map(lambda one: _judged(sheet, one), _of(framework, gemm.tables))
-        phases = pool.map(lambda one: attention_report(one, sheet), _of(framework, calls))
-        judged, reports = list(products), list(phases)
+        products = pool.map(lambda one: _or_why(_judged, sheet, one), _of(framework, gemm.tables))
+        phases = pool.map(lambda one: _or_why(_reported, sheet, one), _of(framework, calls))
+        judged, unjudged = _parted(products)
+        reports, unreported = _parted(phases)
     lines = [*_gemm_lines(judged), *(line for report in reports for line in _attention_lines(report))]
     origins = [f"{one.title}: {one.origin}" for one in judged]
     origins += [f"{one.phase} attention, {one.framework} {one.version}: fitted on {one.fitted_on}" for one in reports]
-    return SiliconReport(sheet.name, tuple(lines), tuple(origins), (*gemm.notes, *decode.notes, *prefill.notes))
+    notes = (*gemm.notes, *decode.notes, *prefill.notes, *unjudged, *unreported)
+    return SiliconReport(sheet.name, tuple(lines), tuple(origins), notes)
+
+
+def _or_why(judge: Callable[[GpuSheet, T], R], sheet: GpuSheet, one: T) -> R | str:
+    """The judgement of a table, or in words why no model prices it on this GPU."""
+    try:
+        return judge(sheet, one)
+    except InputError as error:
+        return f"{one.framework} {one.version}: {len(one.latency_s)} rows left out: {error}"
+
+
+def _parted(found: Iterable[R | str]) -> tuple[list[R], list[str]]:
+    results, reasons = [], []
+    for one in found:
+        if isinstance(one, str):
+            reasons.append(one)
+        else:
+            results.append(one)
+    return results, reasons
+
+
+def _reported(sheet: GpuSheet, one: DecodeTable | PrefillTable) -> AttentionReport:
+    return attention_report(one, sheet)
 
 
 def _of(framework: str | None, tables: Sequence[T]) -> list[T]:

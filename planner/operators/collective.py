@@ -44,7 +44,7 @@ class AllReduceModel:
         return latency
 
 
-# Least median-free fit of log latency on the H100 SXM tables of NVIDIA aiconfigurator 0.12.0 (Apache-2.0), 2, 4 and 8
+# Least mean absolute error of log latency on the H100 SXM tables of NVIDIA aiconfigurator 0.12.0 (Apache-2.0), 2, 4 and 8
 # GPUs, 256 B to 1 GB, kernels replayed from a CUDA graph. Mean error there, in-sample: vLLM 0.24.0 6.7 %, TensorRT-LLM
 # 1.3.0rc20 6.4 %, SGLang 0.5.14 7.9 %.
 ALL_REDUCE: Mapping[str, AllReduceModel] = {

@@ -1,10 +1,14 @@
 """planner validate: how far predictions are from measurements that somebody has."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from planner.cli.output import PATH, json_option, show
+from planner.errors import InputError
+
+EXTRA = ("pyarrow", "scipy")
 
 
 @click.group("validate", short_help="How far predictions are from measurements.")
@@ -33,6 +37,7 @@ def silicon_command(directory: Path, target: str, framework: str | None, as_json
     Beside the formula: the formula backed by the rest of the table, a pure roofline, and a roofline with three
     constants fitted to the same rows.
     """
+    _installed()
     from profiles.silicon.validate import validate_silicon
 
     show(validate_silicon(directory, target, framework), as_json)
@@ -53,6 +58,13 @@ def deployments_command(table: Path, target: str | None, silicon: Path | None, a
 
     The two constants of every framework's engine are fitted on the table's other models, never on the one predicted.
     """
+    _installed()
     from profiles.silicon.validate_deployments import validate_deployments
 
     show(validate_deployments(table, target, silicon), as_json)
+
+
+def _installed() -> None:
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise InputError(f"validating needs {' and '.join(missing)}; pip install llm-planner[silicon]")

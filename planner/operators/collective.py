@@ -44,9 +44,9 @@ class AllReduceModel:
         return latency
 
 
-# Least median-free fit of log latency on the H100 SXM tables of NVIDIA aiconfigurator 0.12.0 (Apache-2.0), 2, 4 and 8
-# GPUs, 256 B to 1 GB, kernels replayed from a CUDA graph. Mean error there, in-sample: vLLM 0.24.0 6.7 %, TensorRT-LLM
-# 1.3.0rc20 6.4 %, SGLang 0.5.14 7.9 %.
+# Least mean absolute error of the logarithm on the H100 SXM tables of NVIDIA aiconfigurator 0.12.0 (Apache-2.0): 2, 4
+# and 8 GPUs, 256 B to 1 GB, kernels replayed from a CUDA graph. Mean error there, in-sample: vLLM 0.24.0 6.7 %,
+# TensorRT-LLM 1.3.0rc20 6.4 %, SGLang 0.5.14 7.9 %.
 ALL_REDUCE: Mapping[str, AllReduceModel] = {
     "vllm": AllReduceModel(4.26e-6, 6.4e-8, 4.74e-6, 0.586, 0.762),
     "trtllm": AllReduceModel(2.72e-6, 6.7e-8, 26.6e-6, 0.650, 0.770),

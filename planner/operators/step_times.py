@@ -10,7 +10,8 @@ from planner.operators.step import Step
 
 Floats = NDArray[np.float64]
 
-TOKENS = np.unique([*range(1, 33), *range(32, 512, 8), *np.geomspace(512, 32768, 56).round()]).astype(np.float64)
+# Servers capture graphs at such sizes and fill a batch up to the next, so that no product has an odd row.
+TOKENS = np.unique([1, 2, 4, *range(8, 512, 8), *(64 * np.geomspace(8, 512, 56).round())]).astype(np.float64)
 BATCHES = np.array([1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024], np.float64)
 CONTEXTS = np.array([1, 64, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768], np.float64)
 

@@ -105,6 +105,9 @@ def _groups(deployments: Sequence[Deployment]) -> Iterator[tuple[str, list[int]]
     for framework in dict.fromkeys(deployment.framework for deployment in deployments):
         ours = [row for row in every if deployments[row].framework == framework]
         yield framework, ours
+        typed = [row for row in ours if deployments[row].stated_type]
+        if 0 < len(typed) < len(ours):
+            yield "  that state their type", typed
         for key in dict.fromkeys(_key(deployments[row]) for row in ours):
             yield f"  {key}", [row for row in ours if _key(deployments[row]) == key]
 

@@ -1,6 +1,6 @@
 """The operators of a GPU by the formulae that come with the planner, fitted to it or carried over from another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from planner.errors import InputError
@@ -12,43 +12,45 @@ from profiles.silicon.attention_data import attention_model
 from profiles.silicon.fit_gemm import WEIGHT_COPIES
 from profiles.silicon.fitted import gemm_choice
 
-FRAMEWORKS = ("trtllm", "sglang", "vllm")
-LONGEST_LAUNCH_S = 25e-6
-"""Beyond it a table timed the host that issues a product's kernels one by one; a server replays them from a graph."""
+SCALE_S: Mapping[str, float] = {"vllm": 1.15e-6, "trtllm": 7.3e-6, "sglang": 0.0}
+"""The kernel that finds the scale of a few rows of activations, on an H100; SGLang finds it while it rounds them.
+
+From NVIDIA aiconfigurator 0.12.0 (Apache-2.0), quantize/*/computescale_perf, up to a hundred rows.
+"""
 
 
 def deployed(sheet: GpuSheet, framework: str) -> FormulaOperators:
-    """A framework's operators as a server runs them: weights never cached, kernels replayed from graphs."""
-    replayed = _gemm(sheet, (framework, *FRAMEWORKS), longest_launch_s=LONGEST_LAUNCH_S)
-    gemm = {kind: replace(model, issue_s=0.0) for kind, model in replayed.items()}
-    return replace(benchmarked(sheet, framework), gemm=gemm, weight_copies=float("inf"))
+    """A framework's operators as a server runs them.
+
+    Weights are never cached, and kernels replayed from graphs. The tables find the scale of the activations at every
+    product of per-tensor fp8; checkpoints store it, and a server skips the kernel that finds it.
+    """
+    benchmark = benchmarked(sheet, framework)
+    gemm = {kind: replace(model, issue_s=0.0) for kind, model in benchmark.gemm.items()}
+    if "fp8" in gemm:
+        scale_kclocks = SCALE_S.get(framework, 0.0) * sheet.boost_hz / 1e3
+        gemm["fp8"] = replace(gemm["fp8"], launch_kclocks=max(0.0, gemm["fp8"].launch_kclocks - scale_kclocks))
+    return replace(benchmark, gemm=gemm, weight_copies=float("inf"))
 
 
 def benchmarked(sheet: GpuSheet, framework: str) -> FormulaOperators:
     """A framework's operators as the tables' benchmark runs them, kernels that the host issues one by one included."""
     return FormulaOperators(
         sheet=sheet,
-        gemm=_gemm(sheet, (framework,)),
+        gemm=_gemm(sheet, framework),
         attention=attention_model(sheet, framework).model,
         all_reduce=all_reduce_model(framework),
         weight_copies=WEIGHT_COPIES,
     )
 
 
-def _gemm(
-    sheet: GpuSheet, frameworks: Sequence[str], longest_launch_s: float = float("inf")
-) -> Mapping[str, GemmModel]:
-    """The model of every kind that the GPU has a throughput for and some table has rows of.
-
-    Of the frameworks in turn the first whose kernels start in time, or the first of all.
-    """
+def _gemm(sheet: GpuSheet, framework: str) -> Mapping[str, GemmModel]:
+    """The model of every kind that the GPU has a throughput for and some table has rows of."""
     found: dict[str, GemmModel] = {}
     for kind, formats in KINDS.items():
         try:
             sheet.rate(formats.multiplied)
-            models = [gemm_choice(sheet, framework, kind).model for framework in frameworks]
+            found[kind] = gemm_choice(sheet, framework, kind).model
         except InputError:
             continue  # asked for by nobody, or refused by FormulaOperators with the kinds there are
-        prompt = (model for model in models if model.launch_kclocks * 1e3 / sheet.boost_hz < longest_launch_s)
-        found[kind] = next(prompt, models[0])
     return found

@@ -15,11 +15,9 @@ from profiles.silicon.tables import (
     DecodeTable,
     GemmTable,
     PrefillTable,
-    ScaleTable,
     decode_tables,
     gemm_tables,
     prefill_tables,
-    scale_tables,
 )
 
 Floats = NDArray[np.float64]
@@ -42,14 +40,13 @@ class FrameworkTables:
     """What one framework measured on one GPU, in its newest version of each table; None or empty where it did not."""
 
     gemm: tuple[GemmTable, ...]
-    scale: ScaleTable | None
     decode: DecodeTable | None
     prefill: PrefillTable | None
 
 
 def framework_tables(directory: Path) -> dict[str, FrameworkTables]:
     """Every framework's tables in a directory as `tables` reads it; InputError where one is missing or broken."""
-    gemm, scale = gemm_tables(directory).tables, scale_tables(directory)
+    gemm = gemm_tables(directory).tables
     decode, prefill = decode_tables(directory).tables, prefill_tables(directory).tables
     kinds = sorted({table.kind for table in gemm})
     found = {}
@@ -57,7 +54,6 @@ def framework_tables(directory: Path) -> dict[str, FrameworkTables]:
         newest = (_newest([table for table in gemm if table.kind == kind], framework) for kind in kinds)
         found[framework] = FrameworkTables(
             gemm=tuple(table for table in newest if table is not None),
-            scale=_newest(scale, framework),
             decode=_newest(decode, framework),
             prefill=_newest(prefill, framework),
         )
@@ -69,16 +65,12 @@ class MeasuredOperators:
 
     `model` answers for a deployment, `benchmark` for the conditions of the tables: small weights stay in the cache of a
     benchmark, and of no transformer. What differs between the two carries over to the answer.
-
-    Tables of per-tensor fp8 find the activations' scale at every product. Checkpoints store the scale, and a runtime
-    then skips the kernel that finds it, so that kernel's time is taken off again where it was measured by itself.
     """
 
     def __init__(self, tables: FrameworkTables, model: Operators, benchmark: Operators) -> None:
         self._model = model
         self._benchmark = benchmark
         self._gemm = {table.kind: table for table in tables.gemm}
-        self._scale = Grid.of((tables.scale.m, tables.scale.k), tables.scale.latency_s) if tables.scale else None
         decode, prefill = tables.decode, tables.prefill
         self._decode = (
             _Phase(decode, decode.context, np.ones_like(decode.batch), benchmark.decode_attention_s) if decode else None
@@ -103,11 +95,7 @@ class MeasuredOperators:
             sizes = table.m, table.n, table.k
             expected = self._benchmark.gemm_s(kind, *(size.astype(np.float64) for size in sizes))
             self._grids[kind] = Grid.of(sizes, np.log(table.latency_s / expected))
-        latency = _corrected(latency, self._grids[kind].at(m, n, k))
-        if kind == "fp8" and self._scale is not None:
-            # Tables of different days do not subtract exactly; what is left is never less than this share.
-            latency = np.maximum(latency - np.nan_to_num(self._scale.at(m, k)), 0.3 * latency)
-        return latency
+        return _corrected(latency, self._grids[kind].at(m, n, k))
 
     def decode_attention_s(
         self, batch: Floats, q_heads: int, kv_heads: int, head_dim: int, context: Floats, kv_bits: int

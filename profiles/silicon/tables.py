@@ -97,17 +97,6 @@ class PrefillTable:
     latency_s: Floats
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ScaleTable:
-    """Finding the scale of activations [m, k] before they are rounded to fp8, by one framework; equally long arrays."""
-
-    framework: str
-    version: str
-    m: Ints
-    k: Ints
-    latency_s: Floats
-
-
 @dataclass(frozen=True, slots=True)
 class Tables(Generic[T]):
     """What a directory holds of one operator, and what was left out: one line a reason, with its count of rows."""
@@ -179,23 +168,6 @@ def prefill_tables(directory: Path) -> Tables[PrefillTable]:
     return Tables(tuple(tables), tuple(notes))
 
 
-def scale_tables(directory: Path) -> tuple[ScaleTable, ...]:
-    """One table a framework and version that has quantize/<framework>/<version>/computescale_perf.parquet, if any.
-
-    A latency of 0 is one: the framework finds the scale inside the kernel that rounds.
-    """
-    found: list[ScaleTable] = []
-    for path in sorted((directory / "quantize").glob("*/*/computescale_perf.parquet")):
-        file = _File(path, path.parts[-3], path.parts[-2], _columns(path))
-        m, k = file.ints("m"), file.ints("k")
-        # Subtracted from another, a latency below 0 is noise about 0.
-        latency_s = np.maximum(np.nan_to_num(file.milliseconds() * 1e-3), 0.0)
-        rows = (m > 0) & (k > 0)
-        if rows.any():
-            found.append(ScaleTable(file.framework, file.version, m[rows], k[rows], latency_s[rows]))
-    return tuple(found)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _File:
     """One parquet file in memory: columns by name."""
@@ -232,17 +204,14 @@ class _File:
 
     def latency_s(self, sized: Mask) -> tuple[Floats, Mask]:
         """Latency of every row, and which rows have both a latency and, by `sized`, a size."""
-        latency_s = self.milliseconds() * 1e-3
-        usable = sized & np.isfinite(latency_s) & (latency_s > 0)
-        if not usable.any():
-            raise InputError(f"{self.path}: none of its {len(latency_s)} rows has a size and a latency above 0")
-        return latency_s, usable
-
-    def milliseconds(self) -> Floats:
         column = self._column("latency")
         if not np.issubdtype(column.dtype, np.number):
             raise InputError(f"{self.path}: column latency: expected milliseconds, found {column.dtype}")
-        return column.astype(np.float64)
+        latency_s = column.astype(np.float64) * 1e-3
+        usable = sized & np.isfinite(latency_s) & (latency_s > 0)
+        if not usable.any():
+            raise InputError(f"{self.path}: none of its {len(column)} rows has a size and a latency above 0")
+        return latency_s, usable
 
     def notes(self, left_out: Mapping[str, Mask]) -> Iterator[str]:
         for reason, rows in left_out.items():

@@ -1,6 +1,6 @@
 """How far predicted operators are from a directory of measured ones, beside what simpler models say of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from planner.operators.sheet import GpuSheet
 from profiles.silicon.attention_report import AttentionReport, attention_report
 from profiles.silicon.baselines import gemm_roofline, roofline_s, three_constants
 from profiles.silicon.fit_gemm import kept_out, predicted_s
-from profiles.silicon.fitted import gemm_choice
-from profiles.silicon.measured import misses
+from profiles.silicon.fitted import gemm_choice, measured_gpus
+from profiles.silicon.measured import Covariance, misses
 from profiles.silicon.regimes import Accuracy, by_regime, gemm_regimes
 from profiles.silicon.tables import DecodeTable, GemmTable, PrefillTable, decode_tables, gemm_tables, prefill_tables
 from profiles.targets import gpu_sheet
@@ -25,6 +25,9 @@ from profiles.targets import gpu_sheet
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 T = TypeVar("T", bound=GemmTable | DecodeTable | PrefillTable)
+R = TypeVar("R")
+# Of a table that no fit shipped was made to: how alike misses are over doublings of m, n and k, much the same for all.
+COVARIANCE = Covariance((1.0, 2.0, 4.0), 0.3)
 PREDICTORS = ("formula", "with table", "roofline", "3 constants")
 
 
@@ -104,13 +107,37 @@ def validate_silicon(directory: Path, target: str, framework: str | None = None)
 
     # numpy lets go of the interpreter while it computes, so tables side by side keep two cores busy.
     with ThreadPoolExecutor() as pool:
-        products = pool.map(lambda one: _judged(sheet, one), _of(framework, gemm.tables))
-        phases = pool.map(lambda one: attention_report(one, sheet), _of(framework, calls))
-        judged, reports = list(products), list(phases)
+        products = pool.map(lambda one: _or_why(_judged, sheet, one), _of(framework, gemm.tables))
+        phases = pool.map(lambda one: _or_why(_reported, sheet, one), _of(framework, calls))
+        judged, unjudged = _parted(products)
+        reports, unreported = _parted(phases)
     lines = [*_gemm_lines(judged), *(line for report in reports for line in _attention_lines(report))]
     origins = [f"{one.title}: {one.origin}" for one in judged]
     origins += [f"{one.phase} attention, {one.framework} {one.version}: fitted on {one.fitted_on}" for one in reports]
-    return SiliconReport(sheet.name, tuple(lines), tuple(origins), (*gemm.notes, *decode.notes, *prefill.notes))
+    notes = (*gemm.notes, *decode.notes, *prefill.notes, *unjudged, *unreported)
+    return SiliconReport(sheet.name, tuple(lines), tuple(origins), notes)
+
+
+def _or_why(judge: Callable[[GpuSheet, T], R], sheet: GpuSheet, one: T) -> R | str:
+    """The judgement of a table, or in words why no model prices it on this GPU."""
+    try:
+        return judge(sheet, one)
+    except InputError as error:
+        return f"{one.framework} {one.version}: {len(one.latency_s)} rows left out: {error}"
+
+
+def _parted(found: Iterable[R | str]) -> tuple[list[R], list[str]]:
+    results, reasons = [], []
+    for one in found:
+        if isinstance(one, str):
+            reasons.append(one)
+        else:
+            results.append(one)
+    return results, reasons
+
+
+def _reported(sheet: GpuSheet, one: DecodeTable | PrefillTable) -> AttentionReport:
+    return attention_report(one, sheet)
 
 
 def _of(framework: str | None, tables: Sequence[T]) -> list[T]:
@@ -137,7 +164,7 @@ def _judged(sheet: GpuSheet, one: GemmTable) -> _Judged:
     rows = kept_out(one)
     formula_s = predicted_s(choice.model, sheet, one)
     sizes = np.column_stack((one.m, one.n, one.k)).astype(np.float64)
-    missed = misses(sizes[~rows], one.latency_s[~rows], formula_s[~rows])
+    missed = misses(sizes[~rows], one.latency_s[~rows], formula_s[~rows], _covariance(sheet, one))
     kind = KINDS[one.kind]
     m, n, k = sizes.T
     flop_s, byte_s = gemm_roofline(
@@ -152,6 +179,16 @@ def _judged(sheet: GpuSheet, one: GemmTable) -> _Judged:
     )
     regimes = gemm_regimes(one.m[rows], one.n[rows], one.k[rows])
     return _Judged(one, choice.origin, one.latency_s[rows], dict(zip(PREDICTORS, predicted, strict=True)), regimes)
+
+
+def _covariance(sheet: GpuSheet, one: GemmTable) -> Covariance:
+    """That of the fit to this very table where it is shipped: finding it takes longer than all the rest."""
+    key = one.framework, one.version, one.kind
+    for gpu in measured_gpus():
+        for fit in gpu.fits:
+            if gpu.sheet.name == sheet.name and (fit.framework, fit.version, fit.kind) == key:
+                return fit.covariance
+    return COVARIANCE
 
 
 def _gemm_lines(judged: Sequence[_Judged]) -> Iterator[Line]:

@@ -68,3 +68,10 @@ def test_a_table_of_several_systems_asks_which(run: Run) -> None:
     result = run("deployments", "two.csv")
     assert result.exit_code == 1
     assert "column system names h100, h200; say which with --target" in result.stderr
+
+
+def test_without_the_extra_it_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.cli.validate.EXTRA", ("pyarrow", "not_a_module"))
+    result = run("deployments", "deployments.csv")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: validating needs not_a_module; pip install llm-planner[silicon]\n"

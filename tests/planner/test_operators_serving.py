@@ -15,7 +15,7 @@ FREE = Engine(token_budget=10**6, kernel_s=0.0, sequence_s=0.0)
 
 @dataclass
 class Priced:
-    """Steps at a price for the step, for each prompt token, each sequence and its tokens; keeps what it saw."""
+    """Steps priced by the step, the prompt token, the sequence and the token it holds; keeps what it saw."""
 
     step: float = 1.0
     prompt: float = 0.0

@@ -7,7 +7,7 @@ import pytest
 
 from planner.operators.roofline import Roofline
 from profiles.silicon.measured_operators import FrameworkTables, MeasuredOperators
-from profiles.silicon.tables import DecodeTable, GemmTable, PrefillTable, ScaleTable
+from profiles.silicon.tables import DecodeTable, GemmTable, PrefillTable
 from profiles.targets import gpu_sheet
 
 MODEL = Roofline(gpu_sheet("h100"))
@@ -32,7 +32,7 @@ def prefill(times: float, compute_bits: int, prefix: int = 0) -> PrefillTable:
     return PrefillTable("vllm", "1", *heads, latency_s)
 
 
-NOTHING = FrameworkTables(gemm=(), scale=None, decode=None, prefill=None)
+NOTHING = FrameworkTables(gemm=(), decode=None, prefill=None)
 
 
 def over(tables: FrameworkTables) -> MeasuredOperators:
@@ -70,17 +70,6 @@ def test_what_a_deployment_does_otherwise_than_the_benchmark_carries_over() -> N
     assert operators.gemm_s("bf16", np.array([1.0]), 4096, 4096) == pytest.approx(
         6 * MODEL.gemm_s("bf16", np.array([1.0]), 4096, 4096)
     )
-
-
-def test_finding_scales_is_taken_off_fp8_but_never_all_of_it() -> None:
-    m, k = np.array([1, 256]), np.array([1024, 1024])
-    measured = gemm("fp8", 2.0)
-    without = over(replace(NOTHING, gemm=(measured,)))
-    some = over(replace(NOTHING, gemm=(measured,), scale=ScaleTable("vllm", "1", m, k, np.array([1e-7, 1e-7]))))
-    more = over(replace(NOTHING, gemm=(measured,), scale=ScaleTable("vllm", "1", m, k, np.array([1.0, 1.0]))))
-    at = np.array([16.0])
-    assert some.gemm_s("fp8", at, 4096, 1024) == pytest.approx(without.gemm_s("fp8", at, 4096, 1024) - 1e-7)
-    assert more.gemm_s("fp8", at, 4096, 1024) == pytest.approx(0.3 * without.gemm_s("fp8", at, 4096, 1024))
 
 
 def test_queries_in_16_bits_and_prompts_without_a_prefix_come_first() -> None:

@@ -119,11 +119,10 @@ class GemmModel:
     reduce_rate: float  # of the splits' traffic, over memory bandwidth
     hot_share: float  # by which tensor work slows as the chip runs into its power limit
     hot_s: float  # after this long, half of it
-    choice: float  # how far above the fastest, as a share, the library's choices lie
+    choice: float  # how far above the fastest, as a share, choices lie; 0: tiles follow from m alone, without splits
     unpack_per_clock: float  # weights that one multiprocessor widens, where they are stored narrow
     quantise_rate: float  # of the activations' own pass, over memory bandwidth, where they are quantised
     issue_s: float  # of the host, per product: what hides everything shorter; 0 where graphs are replayed
-    one_tile: bool = False  # a template library without splits, whose tile follows from m alone, not a choice
 
     def latency_s(
         self,
@@ -145,7 +144,7 @@ class GemmModel:
             raise InputError(f"no model of {kind} products; known: {', '.join(KINDS)}")
         rate = sheet.rate(KINDS[kind].multiplied)
         sizes = np.broadcast_arrays(*(np.asarray(size, np.float64) for size in (m, n, k)))
-        if any((size < 1).any() for size in sizes):
+        if not all((size >= 1).all() for size in sizes):
             raise InputError(f"a product needs m, n and k of at least 1, found {min(size.min() for size in sizes):g}")
         flat = [size.ravel() for size in sizes]
         latency_s = np.empty(flat[0].size)
@@ -158,7 +157,7 @@ class GemmModel:
     def _chosen_s(self, sheet: GpuSheet, shape: "_Shape") -> Floats:
         """The latency of what the library chooses among tiles and splits.  [rows]"""
         generation = GENERATIONS.get(sheet.architecture, _UNKNOWN)
-        tile = _one_tile(shape.m) if self.one_tile else _tiles(generation, shape.m)
+        tile = _tiles(generation, shape.m) if self.choice else _one_tile(shape.m)
         length = np.ceil(shape.k / tile.splits / _K_STEP) * _K_STEP  # [variants, rows] of k in a split
         parts = np.ceil(shape.n / tile.rows) * tile.count * tile.splits / sheet.sm_count
         waves = (1 - self.wave_softness) * np.ceil(parts) + self.wave_softness * np.maximum(parts, 1)
@@ -174,12 +173,17 @@ class GemmModel:
         sums_s = 8 * shape.m * shape.n / (self.reduce_rate * sheet.memory_bytes_per_s)
         latency_s += (tile.splits > 1) * (self.reduce_kclocks * 1e3 / sheet.boost_hz + tile.splits * sums_s)
 
+        chosen_s = self._mean_s(latency_s, shape, tile) if self.choice else latency_s[0]
+        return _overlapped(chosen_s + self._quantise_s(sheet, shape), np.float64(self.issue_s))
+
+    def _mean_s(self, latency_s: Floats, shape: "_Shape", tile: "_Tiles") -> Floats:
+        """The geometric mean of what is on offer, weighted steeply towards the fastest.  [rows]"""
         logs = np.log(latency_s)
         offered = (tile.splits == 1) | (shape.k >= tile.splits * _SHORTEST_SPLIT)
         above = np.where(offered, logs, np.inf)
         weights = np.exp((above.min(0) - above) / self.choice)
-        chosen_s: Floats = np.exp((weights * logs).sum(0) / weights.sum(0))
-        return _overlapped(chosen_s + self._quantise_s(sheet, shape), np.float64(self.issue_s))
+        mean_s: Floats = np.exp((weights * logs).sum(0) / weights.sum(0))
+        return mean_s
 
     def _tensor_s(self, sheet: GpuSheet, shape: "_Shape", tile: "_Tiles", length: Floats) -> Floats:
         """Arithmetic of one wave: a tile on every multiprocessor.  [variants, rows]"""
@@ -234,7 +238,7 @@ class _Shape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tiles:
-    """What a library may choose from.  rows, splits: [variants, 1]; columns and their count: [variants, rows]"""
+    """What a library may choose from.  rows, splits: [variants, 1 or rows]; columns, their count: [variants, rows]"""
 
     rows: Floats
     columns: Floats
@@ -251,10 +255,12 @@ def _tiles(generation: Generation, m: Floats) -> _Tiles:
 
 
 def _one_tile(m: Floats) -> _Tiles:
-    """128 columns, of few rows of activations 64; as many rows either way."""
-    rows = np.array([[64.0], [128.0]])
-    columns = np.where(m <= 64, 64.0, 128.0)
-    return _Tiles(rows, np.broadcast_to(columns, (2, m.size)), np.ceil(m / columns), np.ones((2, 1)))
+    """128 x 128, and half of it along either side where few rows of activations leave it empty: vLLM's fp8 products.
+
+    https://github.com/vllm-project/vllm, csrc/quantization, scaled_mm_sm90_fp8_dispatch.cuh
+    """
+    rows, columns = np.where(m <= 128, 64.0, 128.0), np.where(m <= 64, 64.0, 128.0)
+    return _Tiles(rows[None], columns[None], np.ceil(m / columns)[None], np.ones((1, 1)))
 
 
 @lru_cache

@@ -42,8 +42,7 @@ def main(arguments: Sequence[str]) -> None:
 def transfer(tables: Mapping[GpuSheet, Sequence[GemmTable]]) -> list[TransferFit]:
     """What carries over, by kind: fitted to one table a GPU, and judged on each GPU by a fit to the others."""
     kinds = dict.fromkeys(table.kind for found in tables.values() for table in found)
-    chosen = {kind: {sheet: _primary(found, kind) for sheet, found in tables.items()} for kind in kinds}
-    return [_carried(kind, {sheet: one for sheet, one in pairs.items() if one}) for kind, pairs in chosen.items()]
+    return [_carried(kind, _comparable(kind, tables)) for kind in kinds]
 
 
 def _fitted(sheet: GpuSheet, table: GemmTable) -> GemmFit:
@@ -71,10 +70,11 @@ def _carried(kind: str, tables: Mapping[GpuSheet, GemmTable]) -> TransferFit:
     return TransferFit(kind, tuple(sheet.name for sheet in tables), model, left_out)
 
 
-def _primary(tables: Sequence[GemmTable], kind: str) -> GemmTable | None:
-    """The newest table of a kind, of the first framework that has one."""
-    found = [table for table in tables if table.kind == kind]
-    return min(reversed(found), key=lambda table: _PRIMARY.index(table.framework), default=None)
+def _comparable(kind: str, tables: Mapping[GpuSheet, Sequence[GemmTable]]) -> dict[GpuSheet, GemmTable]:
+    """Every GPU's newest table of a kind, by the first framework that has any: another's kernels may be others."""
+    found = [(sheet, table) for sheet, every in tables.items() for table in every if table.kind == kind]
+    framework = min((table.framework for _, table in found), key=lambda name: (*_PRIMARY, name).index(name))
+    return {sheet: table for sheet, table in found if table.framework == framework}
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def _starts(kind: Kind) -> tuple[GemmModel, ...]:
     if not kind.quantised:
         return (START,)
     ragged = replace(START, ragged_time=0.1)
-    return ragged, replace(ragged, one_tile=True), replace(ragged, issue_s=3e-5)
+    return ragged, replace(ragged, choice=0.0), replace(ragged, issue_s=3e-5)
 
 
 def _from(start: GemmModel, samples: Sequence[Sample], pinned: frozenset[str]) -> tuple[float, GemmModel]:
@@ -127,7 +127,7 @@ def _from(start: GemmModel, samples: Sequence[Sample], pinned: frozenset[str]) -
     free = [
         one.name
         for one in fields(GemmModel)
-        if one.type is float and getattr(start, one.name) and one.name not in pinned and not idle.get(one.name)
+        if getattr(start, one.name) and one.name not in pinned and not idle.get(one.name)
     ]
     origin = _encoded(start, free)
 
@@ -166,8 +166,7 @@ def _decoded(point: Floats, names: Sequence[str], rest: GemmModel) -> GemmModel:
 
 
 def _rounded(model: GemmModel) -> GemmModel:
-    values = {one.name: getattr(model, one.name) for one in fields(GemmModel) if one.type is float}
-    return replace(model, **{name: float(f"{value:.4g}") for name, value in values.items()})
+    return replace(model, **{one.name: float(f"{getattr(model, one.name):.4g}") for one in fields(GemmModel)})
 
 
 _ODDS = frozenset({"wave_softness"})

@@ -14,7 +14,7 @@ import numpy as np
 from planner.errors import InputError
 from planner.operators.sheet import GpuSheet
 from planner.serde import dump_file
-from profiles.silicon.fit_gemm import PINNED_TO_TRANSFER, backed_s, errors, fit, judged, kept_out, missed
+from profiles.silicon.fit_gemm import PINNED_TO_TRANSFER, errors, fit, kept_out, missed, predicted_s, validated
 from profiles.silicon.fitted import GemmFit, GemmFits, GemmTransfer, TransferFit
 from profiles.silicon.regimes import Accuracy
 from profiles.silicon.tables import GemmTable, gemm_tables
@@ -47,16 +47,18 @@ def transfer(tables: Mapping[GpuSheet, Sequence[GemmTable]]) -> list[TransferFit
 
 def _fitted(sheet: GpuSheet, table: GemmTable) -> GemmFit:
     model = fit([(sheet, table)])
-    covariance = missed(model, sheet, table).covariance
+    formula_s = predicted_s(model, sheet, table)
+    covariance = missed(formula_s, table).covariance
+    formula, backed = validated(formula_s, table, covariance)
     return GemmFit(
         framework=table.framework,
         version=table.version,
         kind=table.kind,
         fitted_rows=int(np.count_nonzero(~kept_out(table))),
         model=model,
-        errors=errors(model, sheet, table),
+        errors=formula,
         covariance=covariance,
-        backed_errors=judged(backed_s(model, sheet, table, covariance), table),
+        backed_errors=backed,
     )
 
 

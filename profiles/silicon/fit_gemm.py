@@ -74,27 +74,34 @@ def predicted_s(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> Floats:
     return model.latency_s(sheet, table.kind, table.m, table.n, table.k, WEIGHT_COPIES)
 
 
-def missed(model: GemmModel, sheet: GpuSheet, table: GemmTable, covariance: Covariance | None = None) -> Misses:
-    """What the model misses on the fitted rows of a table."""
-    rows, formula_s = ~kept_out(table), predicted_s(model, sheet, table)
-    return misses(sizes(table)[rows], table.latency_s[rows], formula_s[rows], covariance)
+def missed(formula_s: Floats, table: GemmTable, covariance: Covariance | None = None) -> Misses:
+    """What a formula misses on the fitted rows of a table.  formula_s [rows], of every row"""
+    fitted = ~kept_out(table)
+    return misses(sizes(table)[fitted], table.latency_s[fitted], formula_s[fitted], covariance)
 
 
-def backed_s(model: GemmModel, sheet: GpuSheet, table: GemmTable, covariance: Covariance | None = None) -> Floats:
-    """What the model says of every row, times what the fitted rows say that it misses there."""
-    return predicted_s(model, sheet, table) * missed(model, sheet, table, covariance).factor(sizes(table))
+def validated(
+    formula_s: Floats, table: GemmTable, covariance: Covariance | None = None
+) -> tuple[dict[str, Accuracy], dict[str, Accuracy]]:
+    """Errors by regime on the rows that no fit saw: of the formula, and of it backed by the table's fitted rows.
+
+    formula_s  [rows]  of every row
+    """
+    out = kept_out(table)
+    backed_s = formula_s[out] * missed(formula_s, table, covariance).factor(sizes(table)[out])
+    return judged(formula_s[out], table), judged(backed_s, table)
+
+
+def judged(latency_s: Floats, table: GemmTable) -> dict[str, Accuracy]:
+    """The error by regime of any prediction of the rows that no fit saw.  latency_s [rows kept out]"""
+    out = kept_out(table)
+    regimes = {name: mask[out] for name, mask in gemm_regimes(table.m, table.n, table.k).items()}
+    return by_regime(latency_s, table.latency_s[out], regimes)
 
 
 def errors(model: GemmModel, sheet: GpuSheet, table: GemmTable) -> dict[str, Accuracy]:
     """The formula's error by regime on the rows that no fit saw."""
-    return judged(predicted_s(model, sheet, table), table)
-
-
-def judged(latency_s: Floats, table: GemmTable) -> dict[str, Accuracy]:
-    """The error by regime of any prediction of a table, on the rows that no fit saw.  latency_s [rows]"""
-    rows = kept_out(table)
-    regimes = {name: mask[rows] for name, mask in gemm_regimes(table.m, table.n, table.k).items()}
-    return by_regime(latency_s[rows], table.latency_s[rows], regimes)
+    return judged(predicted_s(model, sheet, table)[kept_out(table)], table)
 
 
 def sizes(table: GemmTable) -> Floats:

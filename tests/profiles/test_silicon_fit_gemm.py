@@ -11,12 +11,13 @@ from profiles.silicon.fit_gemm import (
     PINNED_TO_TRANSFER,
     START,
     WEIGHT_COPIES,
-    backed_s,
     errors,
     fit,
-    judged,
     kept_out,
+    missed,
     predicted_s,
+    sizes,
+    validated,
 )
 from profiles.silicon.fitted import gemm_choice, measured_gpus, transferred
 from profiles.silicon.tables import GemmTable
@@ -52,15 +53,18 @@ def test_pinned_parameters_stay(fitted: GemmTable) -> None:
 
 
 def test_backing_by_the_table_repairs_a_wrong_formula_on_rows_it_never_saw(fitted: GemmTable) -> None:
-    formula, backed = errors(START, A100, fitted)["all"], judged(backed_s(START, A100, fitted), fitted)["all"]
-    assert backed.mape < formula.mape / 2
-    assert backed.rows == formula.rows == np.count_nonzero(kept_out(fitted))
+    formula, backed = validated(predicted_s(START, A100, fitted), fitted)
+    assert formula == errors(START, A100, fitted) and formula.keys() == backed.keys()
+    assert backed["all"].mape < formula["all"].mape / 2
+    assert backed["all"].rows == np.count_nonzero(kept_out(fitted))
 
 
 def test_rows_kept_out_do_not_leak_into_what_backs_them(fitted: GemmTable) -> None:
     out = kept_out(fitted)
     spoilt = replace(fitted, latency_s=np.where(out, 1e3, fitted.latency_s))
-    assert (backed_s(START, A100, spoilt) == backed_s(START, A100, fitted)).all()
+    formula_s = predicted_s(START, A100, fitted)
+    seen, unseen = (missed(formula_s, one).factor(sizes(one)) for one in (fitted, spoilt))
+    assert (seen == unseen).all()
     assert fit([(A100, spoilt)]) == fit([(A100, fitted)])
 
 
@@ -111,10 +115,10 @@ def test_a_kind_nobody_measured_is_refused() -> None:
 
 
 def test_every_shipped_model_prices_every_product() -> None:
-    sizes = [axis.ravel() for axis in np.meshgrid([1, 17, 4096], [32, 5120], [32, 16384])]
+    shapes = [axis.ravel() for axis in np.meshgrid([1, 17, 4096], [32, 5120], [32, 16384])]
     for gpu in measured_gpus():
         for one in gpu.fits:
-            priced = predicted_s(one.model, gpu.sheet, GemmTable("", "", one.kind, *sizes, latency_s=np.ones(12)))
+            priced = predicted_s(one.model, gpu.sheet, GemmTable("", "", one.kind, *shapes, latency_s=np.ones(12)))
             assert np.isfinite(priced).all() and (priced > 1e-6).all() and (priced < 1).all()
 
 

@@ -41,7 +41,7 @@ class Ruler:
         >>> Ruler("log", 3.0, 700.0).ticks(), Ruler("linear", 3.1, 7.9).ticks()
         ((5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0), (4.0, 5.0, 6.0, 7.0))
         >>> Ruler("from zero", 0.0, 1.1, 0.01).ticks()
-        (0.0, 0.01, 0.1, 1.0)
+        (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
         """
         if self.kind == "linear":
             return _even(self.low, self.high)
@@ -52,6 +52,8 @@ class Ruler:
             found = tuple(_decades(first, self.high, digits))
             if len(found) + len(zero) <= MOST_TICKS:
                 break
+        # Of very many decades every second one, or every third.
+        found = found[:: math.ceil((len(found) + len(zero)) / MOST_TICKS)]
         return (*zero, *found) if len(found) > 1 or zero else _even(self.low, self.high)
 
 

@@ -6,8 +6,11 @@ and tiers are columns of one table, so none spends what another could use better
 wrong with that is left to the correction, which orders plans as their sums do.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from passes.shortfall import infeasible
 from planner import solver
@@ -16,7 +19,7 @@ from planner.pipeline import PassContext
 from planner.plan import SolverReport
 from planner.prices import LOSS, PriceTable
 from planner.solver_problem import AtMost, Implies, Problem
-from planner.space import Choice, Requires, Site, Space, attribute
+from planner.space import Attribute, Choice, KvSite, Requires, Site, Space, attribute
 
 GAP = 1e-3
 EFFORT = 4.0
@@ -55,15 +58,21 @@ def within_limits(space: Space, ctx: PassContext, gap: float = GAP, effort: floa
 
 def pick(space: Space, solution: solver.Solution) -> Space:
     """The space with the solution's candidate at every site."""
-    picked = zip(space.candidates.items(), solution.chosen, strict=True)
+    # After the space's sites come those that pay for classes.
+    picked = zip(space.candidates.items(), solution.chosen[: len(space.candidates)], strict=True)
     chosen: dict[Site, Choice] = {site: choices[index] for (site, choices), index in picked}
     return space.choose(chosen)
 
 
 def as_problem(space: Space, table: PriceTable) -> Problem:
-    """The space's table and relations as the solver takes them, sites and candidates by number."""
+    """The space's table and relations as the solver takes them, sites and candidates by number.
+
+    Where classes of heads have a price, a further site for each layer pays for them: its candidates for one, two, ...
+    """
     number = {site: i for i, site in enumerate(space.sites)}
-    at_most: list[AtMost] = []
+    at_most = tolled(space, table, number)
+    paying = [len(relation.paid) for relation in at_most]
+    layers = {relation.sites for relation in at_most}
     requires: list[Implies] = []
     for constraint in space.constraints:
         if isinstance(constraint, Requires):
@@ -77,26 +86,48 @@ def as_problem(space: Space, table: PriceTable) -> Problem:
                 )
             )
             continue
-        values: dict[object, int] = {}
-        labels = tuple(
-            tuple(
-                values.setdefault(attribute(choice, constraint.attribute), len(values))
-                for choice in space.candidates[site]
-            )
-            for site in constraint.sites
-        )
-        most = getattr(constraint, "most", 1)
-        at_most.append(AtMost(tuple(number[site] for site in constraint.sites), labels, most))
+        most, sites = getattr(constraint, "most", 1), tuple(number[site] for site in constraint.sites)
+        if constraint.attribute == "kernel" and most == table.classes and sites in layers:
+            continue  # There already, with who pays.
+        at_most.append(AtMost(sites, labels(space, constraint.sites, constraint.attribute), most))
+    tolls = [further * table.class_toll for count in paying for further in range(count)]
     return Problem(
-        groups=table.groups,
+        groups=(*table.groups, *paying),
         rows=table.rows,
-        usage=table.usage,
+        usage=np.vstack([table.usage, *tolls]),
         constant=table.constant,
         limits=table.limits,
         minimise=table.minimise,
         at_most=tuple(at_most),
         requires=tuple(requires),
         tie_break=table.tie_break,
+    )
+
+
+def tolled(space: Space, table: PriceTable, number: Mapping[Site, int]) -> list[AtMost]:
+    """For every layer with several heads the relation that makes it pay for its classes, where they have a price."""
+    if table.classes is None or not table.class_toll.any():
+        return []
+    layers: dict[int, list[KvSite]] = {}
+    for site in space.sites:
+        if isinstance(site, KvSite):
+            layers.setdefault(site.layer, []).append(site)
+    found, payer = list[AtMost](), len(number)
+    for sites in layers.values():
+        most = min(table.classes, len(sites))
+        if most > 1:
+            own = labels(space, sites, "kernel")
+            found.append(AtMost(tuple(number[s] for s in sites), own, most, payer, tuple(range(1, most + 1))))
+            payer += 1
+    return found
+
+
+def labels(space: Space, sites: Iterable[Site], name: Attribute) -> tuple[tuple[int, ...], ...]:
+    """The values that the candidates of some sites have of an attribute, by number."""
+    values: dict[object, int] = {}
+    return tuple(
+        tuple(values.setdefault(attribute(choice, name), len(values)) for choice in space.candidates[site])
+        for site in sites
     )
 
 

@@ -104,12 +104,13 @@ def usage(
     spec: ModelSpec,
     workload: Workload,
     hardware: HardwareProfile,
-    classes_per_layer: int | None = None,
+    tolled: bool = False,
 ) -> dict[str, float]:
     """What one candidate adds to every row, bytes at the longest context and the whole batch.
 
-    A layer pays `kernel_overhead_s` for each class of heads, which no single head decides. A head is charged its share
-    of the most classes its layer can have: one per head, or `classes_per_layer` where that is a constraint.
+    A layer pays `kernel_overhead_s` for each class of heads, which no single head decides. Where that is `tolled`, a
+    head is charged its share of one class, and each further one takes `class_toll`; otherwise a head is charged a class
+    of its own, the most that its layer can have.
 
     A matrix of 1000 x 1000 at batch 1: 4 MB at 1 GB/s is 4 ms a token; a prompt of 96 tokens read in three chunks of 32
     reads it three times, which takes longer than the 3 x 64 Mflop at 1 Tflop/s.
@@ -140,7 +141,7 @@ def usage(
     (600000.0, 0.0016)
     """
     price = _price(site, choice, spec, {t.name: t for t in spec.tensors}, workload, hardware)
-    row = _row(site, price, spec, workload, hardware, classes_per_layer)
+    row = _row(site, price, spec, workload, hardware, tolled)
     return dict(zip(rows(hardware), row, strict=True))
 
 
@@ -149,7 +150,7 @@ def usages(
     spec: ModelSpec,
     workload: Workload,
     hardware: HardwareProfile,
-    classes_per_layer: int | None = None,
+    tolled: bool = False,
 ) -> NDArray[np.float64]:
     """The usage of every candidate of a space, [candidates, rows]: site after site, columns as `rows` names them.
 
@@ -172,9 +173,17 @@ def usages(
             row = known.get((same, choice))
             if row is None:
                 price = _price(site, choice, spec, tensors, workload, hardware)
-                row = known[same, choice] = _row(site, price, spec, workload, hardware, classes_per_layer)
+                row = known[same, choice] = _row(site, price, spec, workload, hardware, tolled)
             out.append(row)
     return np.array(out, dtype=np.float64).reshape(len(out), len(rows(hardware)))
+
+
+def class_toll(workload: Workload, hardware: HardwareProfile) -> dict[str, float]:
+    """What each class of heads after a layer's first adds, by row: a call in every step and every prefill chunk."""
+    used = dict.fromkeys(rows(hardware), 0.0)
+    used["decode_s.core"] = hardware.kernel_overhead_s
+    used["ttft_s.core"] = hardware.kernel_overhead_s * _chunks(workload)
+    return used
 
 
 def constant(spec: ModelSpec, workload: Workload, hardware: HardwareProfile) -> dict[str, float]:
@@ -195,7 +204,7 @@ def constant(spec: ModelSpec, workload: Workload, hardware: HardwareProfile) -> 
 def total(chosen: Mapping[Site, Choice], spec: ModelSpec, workload: Workload, hardware: HardwareProfile) -> Totals:
     """The bytes and seconds of a full choice, kernel classes counted as they are.
 
-    Never more than `constant` and every site's `usage` together, row by row.
+    `constant`, every site's `usage` and the tolls of its classes together, row by row; never more than without tolls.
     """
     tensors = {tensor.name: tensor for tensor in spec.tensors}
     prices = {site: _price(site, choice, spec, tensors, workload, hardware) for site, choice in chosen.items()}
@@ -263,14 +272,13 @@ def _row(
     spec: ModelSpec,
     workload: Workload,
     hardware: HardwareProfile,
-    classes_per_layer: int | None,
+    tolled: bool,
 ) -> tuple[float, ...]:
     """A price spread over `rows`."""
     kernel_s, kinds = 0.0, (0.0, float(price.stored_bytes))
     if isinstance(site, KvSite):
-        heads = spec.layers[site.layer].kv_heads
-        most = heads if classes_per_layer is None else min(classes_per_layer, heads)
-        kernel_s, kinds = hardware.kernel_overhead_s * most / heads, (float(price.stored_bytes), 0.0)
+        share = 1 / spec.layers[site.layer].kv_heads if tolled else 1.0
+        kernel_s, kinds = hardware.kernel_overhead_s * share, (float(price.stored_bytes), 0.0)
     decode, prefill = price.decode, price.prefill
     return (
         *(*kinds, price.tier_bytes[0], *price.tier_bytes),

@@ -33,6 +33,8 @@ class PriceTable:
     """What every candidate uses (site after site, in the space's order), what is used anyway, and the limits.
 
     `minimise` names the columns whose largest total is the objective: one, or the stages that overlap in a step.
+    `classes`: how many classes of heads a layer may have; each after the first uses `class_toll`. Without it every head
+    is charged a class of its own.
     The loss column holds sums of prices: its limit is the sum whose expected loss is AIMED_SHARE of the user's limit.
     """
 
@@ -43,6 +45,8 @@ class PriceTable:
     limits: NDArray[np.float64]
     minimise: tuple[int, ...]
     tie_break: tuple[int, ...]
+    classes: int | None
+    class_toll: NDArray[np.float64]
 
 
 def price(
@@ -56,13 +60,14 @@ def price(
 ) -> PriceTable:
     """The price table of a space; without a loss model only choices that change nothing can be priced."""
     rows = (LOSS, *cost.rows(hardware))
-    physical = _physical(space, spec, workload, hardware, classes_per_layer)
+    physical = _physical(space, spec, workload, hardware, classes_per_layer is not None)
     losses = np.concatenate([_losses(site, choices, loss) for site, choices in space.candidates.items()])
     if bool(np.isnan(losses).any()):
         raise InputError("a candidate has no price in the profile; profile the model again with planner profile model")
     usage = np.column_stack([np.maximum(losses, 0.0), physical])
     fixed = cost.constant(spec, workload, hardware)
     constant = np.array([0.0, *(fixed[row] for row in rows[1:])])
+    toll = cost.class_toll(workload, hardware)
     return PriceTable(
         groups=tuple(len(choices) for choices in space.candidates.values()),
         rows=rows,
@@ -71,11 +76,13 @@ def price(
         limits=np.array([limit(row, spec, workload, goal, hardware, loss) for row in rows]),
         minimise=stages(goal.minimise, rows),
         tie_break=tuple(rows.index(name) for name in (LOSS, "decode_s.core", "memory_bytes")),
+        classes=classes_per_layer,
+        class_toll=np.array([0.0, *(toll[row] for row in rows[1:])]),
     )
 
 
 def _physical(
-    space: Space, spec: ModelSpec, workload: Workload, hardware: HardwareProfile, classes_per_layer: int | None
+    space: Space, spec: ModelSpec, workload: Workload, hardware: HardwareProfile, tolled: bool
 ) -> NDArray[np.float64]:
     """Bytes and seconds of every candidate; heads of like layers that share one tuple of candidates are priced once."""
     first: dict[tuple[object, int], Site] = {}
@@ -85,8 +92,8 @@ def _physical(
     }
     once = {site: space.candidates[site] for site in first.values()}
     if len(once) == len(like):
-        return cost.usages(space.candidates, spec, workload, hardware, classes_per_layer)
-    priced = cost.usages(once, spec, workload, hardware, classes_per_layer)
+        return cost.usages(space.candidates, spec, workload, hardware, tolled)
+    priced = cost.usages(once, spec, workload, hardware, tolled)
     ends = np.cumsum([len(choices) for choices in once.values()])[:-1]
     rows = dict(zip(once, np.split(priced, ends), strict=True))
     return np.concatenate([rows[site] for site in like.values()])

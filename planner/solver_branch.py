@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import networkx as nx
@@ -87,7 +87,7 @@ def split(allowed: Allowed, relations: list[Relation]) -> Iterator[tuple[Allowed
 
 
 def sites_of(relation: Relation) -> tuple[int, ...]:
-    return relation.sites if isinstance(relation, AtMost) else (relation.site, relation.other)
+    return relation.everyone if isinstance(relation, AtMost) else (relation.site, relation.other)
 
 
 class TooLarge(Exception):
@@ -135,7 +135,7 @@ class Builder:
     def tightened(self, allowed: Allowed, relation: Relation) -> tuple[Allowed, list[Relation]]:
         """A stricter relation with fewer branches, or fewer cells that keep it in any case."""
         if isinstance(relation, AtMost) and relation.most > 1:
-            return allowed, [AtMost(relation.sites, relation.labels, relation.most - 1)]
+            return allowed, [replace(relation, most=relation.most - 1)]
         # The last side of an implication takes what it asks for, the first label set has the lowest labels.
         sides = [s for s in self.sides(allowed, relation) if all(s.values())]
         return (sides[-1] if isinstance(relation, Implies) else sides[0]) if sides else allowed, []
@@ -205,7 +205,20 @@ class Builder:
         if isinstance(relation, Implies):
             return 2
         count = len({label for own in self.labels(allowed, relation).values() for label in own})
-        return math.comb(count, min(relation.most, count))
+        return sum(math.comb(count, size) for size in self.sizes(relation, count))
+
+    @staticmethod
+    def sizes(relation: AtMost, count: int) -> range:
+        """How many labels, of so many there are, to branch over: as many as may be, since fewer are among them, and
+        every number where fewer are cheaper."""
+        most = min(relation.most, count)
+        return range(most, most + 1) if relation.payer is None else range(1, most + 1)
+
+    def payers(self, allowed: Allowed, relation: AtMost, size: int) -> dict[int, tuple[int, ...]]:
+        """The payer with its allowed cells that pay for so many labels; nothing where nobody pays."""
+        if relation.payer is None:
+            return {}
+        return {relation.payer: tuple(c for c in allowed[relation.payer] if relation.paid[self.local[c]] >= size)}
 
     def best_to_branch(self, allowed: Allowed, relations: list[Relation]) -> Relation:
         """The relation with few branches whose removal leaves small parts, of the widest and a sample."""
@@ -234,34 +247,58 @@ class Builder:
             return
         by_label = self.labels(allowed, relation)
         every = sorted({label for own in by_label.values() for label in own})
-        for subset in combinations(every, min(relation.most, len(every))):
-            yield {
-                **allowed,
-                **{s: tuple(c for label in subset for c in own.get(label, ())) for s, own in by_label.items()},
-            }
+        for size in self.sizes(relation, len(every)):
+            payer = self.payers(allowed, relation, size)
+            for subset in combinations(every, size):
+                yield {
+                    **allowed,
+                    **{s: tuple(c for label in subset for c in own.get(label, ())) for s, own in by_label.items()},
+                    **payer,
+                }
 
     def label_sets(self, allowed: Allowed, relation: AtMost) -> Block | None:
         """One AtMost by itself, all label sets at once: the case that has to be fast."""
         by_label = self.labels(allowed, relation)
         every = sorted({label for own in by_label.values() for label in own})
-        most = min(relation.most, len(every))
-        if most == 0:
+        if not every:
             return None
         width = max(len(group) for own in by_label.values() for group in own.values())
-        self.spend(math.comb(len(every), most) * most * width * len(by_label))
         cell_of = np.full((len(by_label), len(every), width), -1, dtype=np.int64)
         for place, own in enumerate(by_label.values()):
             for column, label in enumerate(every):
                 group = own.get(label, [])
                 cell_of[place, column, : len(group)] = group
-        subsets = np.array(list(combinations(range(len(every)), most)), dtype=np.int64)
-        leaves = cell_of[:, subsets].transpose(1, 0, 2, 3).reshape(len(subsets), len(by_label), most * width)
-        leaves = leaves[np.all(np.any(leaves >= 0, axis=2), axis=1)]
-        if not len(leaves):
+        blocks = []
+        for size in self.sizes(relation, len(every)):
+            self.spend(math.comb(len(every), size) * size * width * len(by_label))
+            payer = self.payers(allowed, relation, size)
+            block = sets_of(size, cell_of, None if relation.payer is None else payer[relation.payer])
+            if block is not None:
+                blocks.append(block)
+        if not blocks:
             return None
-        sizes = (leaves >= 0).sum(axis=2).reshape(-1)
-        per_set = np.full(len(leaves), len(by_label))
-        return Block(sizes, leaves[leaves >= 0], (per_set, np.array([len(leaves)])))
+        whole = side_by_side(blocks)
+        return Block(whole.leaf_sizes, whole.leaf_cells, (*whole.levels, np.array([whole.roots])))
+
+
+def sets_of(size: int, cell_of: Ints, payer: tuple[int, ...] | None) -> Block | None:
+    """For every set of so many labels the sum over sites, and over the payer's cells where there is a payer.
+
+    cell_of  [sites, labels, width]  the cells under each label, -1 where there are fewer
+    """
+    sites, labels, width = cell_of.shape
+    subsets = np.array(list(combinations(range(labels), size)), dtype=np.int64)
+    leaves = cell_of[:, subsets].transpose(1, 0, 2, 3).reshape(len(subsets), sites, size * width)
+    leaves = leaves[np.all(np.any(leaves >= 0, axis=2), axis=1)]
+    if not len(leaves) or payer == ():
+        return None
+    if payer is not None:
+        padded = np.full((len(leaves), sites + 1, max(size * width, len(payer))), -1, dtype=np.int64)
+        padded[:, :sites, : size * width] = leaves
+        padded[:, sites, : len(payer)] = payer
+        leaves = padded
+    sizes = (leaves >= 0).sum(axis=2).reshape(-1)
+    return Block(sizes, leaves[leaves >= 0], (np.full(len(leaves), leaves.shape[1]),))
 
 
 def pad(block: Block, depth: int) -> Block:

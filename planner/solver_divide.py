@@ -124,7 +124,7 @@ def sides(solved: Solved, relation: Relation) -> list[tuple[Part, float]]:
             kept.append(np.flatnonzero(own).astype(np.int64))
         if not all(len(own) for own in kept):
             continue
-        touched = (relation.site, relation.other) if isinstance(relation, Implies) else relation.sites
+        touched = (relation.site, relation.other) if isinstance(relation, Implies) else relation.everyone
         least = max(float(excess[problem.starts[s] + kept[s]].min()) for s in touched)
         outer = tuple(before[own] for before, own in zip(solved.part.kept, kept, strict=True))
         result.append((Part(keep_only(problem, kept), outer), solved.bound.value + least))

@@ -108,6 +108,10 @@ class Model:
                 self.model.add(sum(variables) <= used[label])
         if len(used) > relation.most:
             self.model.add(sum(used.values()) <= relation.most)
+        if relation.payer is not None:
+            start = int(self.problem.starts[relation.payer])
+            paying = [(self.of[start + c], paid) for c, paid in enumerate(relation.paid) if start + c in self.of]
+            self.model.add(sum(used.values()) <= sum(paid * taken for taken, paid in paying))
 
     def unit_of(self, row: int, limit: float) -> float:
         """The unit, a power of two, that counts the room under a limit (or all of the row's spread) finely."""

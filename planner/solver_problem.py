@@ -2,7 +2,7 @@
 
     minimise    max over the `minimise` rows of  constant + sum of usage
     such that   constant + sum of usage <= limit, row by row
-                AtMost:  some sites use at most so many different labels together
+                AtMost:  some sites use at most so many different labels, or as many as another site pays for
                 Implies: where one site takes one of these, another takes one of those
 
 Rows are resources of any unit; several rows under `minimise` are resources that overlap (the slowest one counts).
@@ -10,7 +10,7 @@ Rows are resources of any unit; several rows under `minimise` are resources that
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,26 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class AtMost:
-    """The sites together use at most `most` labels; `labels` has one label for every candidate of each site."""
+    """The sites together use at most `most` labels; `labels` has one label for every candidate of each site.
+
+    Where labels have a price, `payer` is a site of its own whose candidates pay for so many of them each (`paid`), and
+    the sites use no more than its candidate pays for.
+    """
 
     sites: tuple[int, ...]
     labels: tuple[tuple[int, ...], ...]
     most: int
+    payer: int | None = None
+    paid: tuple[int, ...] = ()
+
+    @property
+    def everyone(self) -> tuple[int, ...]:
+        """The sites, and the one that pays."""
+        return self.sites if self.payer is None else (*self.sites, self.payer)
+
+    def room(self, chosen: Sequence[int] | Ints) -> int:
+        """Labels there may be beside a whole choice."""
+        return self.most if self.payer is None else min(self.most, self.paid[chosen[self.payer]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,16 @@ class Problem:
                 self.groups[s] for s in relation.sites
             ]:
                 raise InputError(f"problem.at_most: sites {relation.sites[:8]} need one label for each candidate")
+            if relation.payer is not None and (
+                relation.payer in relation.sites
+                or not 0 <= relation.payer < len(self.groups)
+                or len(relation.paid) != self.groups[relation.payer]
+                or min(relation.paid) < 1
+            ):
+                raise InputError(
+                    f"problem.at_most: payer {relation.payer} pays for {relation.paid[:8]} labels; another site with a"
+                    " number of at least 1 for each of its candidates can"
+                )
         for rule in self.requires:
             for site, local in ((rule.site, rule.candidates), (rule.other, rule.other_candidates)):
                 if not 0 <= site < len(self.groups) or any(not 0 <= c < self.groups[site] for c in local):
@@ -113,7 +138,7 @@ def keeps_relations(problem: Problem, chosen: Sequence[int] | Ints) -> bool:
     """Whether a choice keeps every AtMost and Implies."""
     for relation in problem.at_most:
         used = {labels[chosen[site]] for site, labels in zip(relation.sites, relation.labels, strict=True)}
-        if len(used) > relation.most:
+        if len(used) > relation.room(chosen):
             return False
     return all(
         chosen[rule.site] not in rule.candidates or chosen[rule.other] in rule.other_candidates
@@ -133,6 +158,8 @@ def cells(problem: Problem) -> list[list[int]]:
     for relation in problem.at_most:
         for site, labels in zip(relation.sites, relation.labels, strict=True):
             marks[site].append(labels)
+        if relation.payer is not None:
+            marks[relation.payer].append(relation.paid)
     for rule in problem.requires:
         for site, local in ((rule.site, frozenset(rule.candidates)), (rule.other, frozenset(rule.other_candidates))):
             marks[site].append([c in local for c in range(problem.groups[site])])
@@ -152,7 +179,11 @@ def keep_only(problem: Problem, kept: Sequence[Ints]) -> Problem:
         return tuple(local[site][c] for c in candidates if c in local[site])
 
     at_most = (
-        AtMost(a.sites, tuple(tuple(x[c] for c in kept[s]) for s, x in zip(a.sites, a.labels, strict=True)), a.most)
+        replace(
+            a,
+            labels=tuple(tuple(x[c] for c in kept[s]) for s, x in zip(a.sites, a.labels, strict=True)),
+            paid=() if a.payer is None else tuple(a.paid[c] for c in kept[a.payer]),
+        )
         for a in problem.at_most
     )
     requires = (
@@ -166,7 +197,7 @@ def keep_only(problem: Problem, kept: Sequence[Ints]) -> Problem:
         constant=problem.constant,
         limits=problem.limits,
         minimise=problem.minimise,
-        at_most=tuple(a for a in at_most if len({label for own in a.labels for label in own}) > a.most),
+        at_most=tuple(a for a in at_most if len({x for own in a.labels for x in own}) > min((a.most, *a.paid))),
         requires=tuple(i for i in requires if i.candidates and len(set(i.other_candidates)) < len(kept[i.other])),
         tie_break=problem.tie_break,
     )

@@ -49,7 +49,7 @@ def drop_labels(problem: Problem, usage: Floats, kept: list[Ints]) -> None:
     """
     related = np.zeros(len(problem.groups), dtype=np.int64)
     for relation in problem.at_most:
-        related[list(relation.sites)] += 1
+        related[list(relation.everyone)] += 1
     for rule in problem.requires:
         related[[rule.site, rule.other]] += 1
     starts = problem.starts

@@ -59,13 +59,13 @@ class Search:
         self.effect: list[tuple[Ints, Ints] | None] = [None] * (len(problem.at_most) + len(problem.requires))
         self.touching: list[list[int]] = [[] for _ in problem.groups]
         for number, relation in enumerate(problem.at_most):
-            for s in relation.sites:
+            for s in relation.everyone:
                 self.touching[s].append(number)
         for number, rule in enumerate(problem.requires, len(problem.at_most)):
             for s in {rule.site, rule.other}:
                 self.touching[s].append(number)
         self.labels = [[np.array(own) for own in relation.labels] for relation in problem.at_most]
-        self.members = [np.concatenate([self.numbers(s) for s in r.sites]) for r in problem.at_most]
+        self.members = [np.concatenate([self.numbers(s) for s in r.everyone]) for r in problem.at_most]
         self.chosen = chosen.copy()
         self.totals = problem.totals(chosen)
         self.merit = merit(problem, self.totals)
@@ -91,11 +91,12 @@ class Search:
     def forbidden_labels(self, number: int) -> tuple[Ints, Ints]:
         relation = self.problem.at_most[number]
         taken = [int(own[self.chosen[s]]) for s, own in zip(relation.sites, self.labels[number], strict=True)]
-        masks = []
+        room, masks = relation.room(self.chosen), []
         for place, own in enumerate(self.labels[number]):
             others = np.array(sorted(set(taken[:place] + taken[place + 1 :])), dtype=np.int64)
-            room = len(others) < relation.most
-            masks.append(np.zeros(len(own), dtype=bool) if room else ~np.isin(own, others))
+            masks.append(np.zeros(len(own), dtype=bool) if len(others) < room else ~np.isin(own, others))
+        if relation.payer is not None:
+            masks.append(np.array(relation.paid) < len(set(taken)))
         return self.members[number], np.concatenate(masks).astype(np.int64)
 
     def forbidden_by_rule(self, number: int) -> tuple[Ints, Ints]:

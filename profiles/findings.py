@@ -6,7 +6,7 @@ from statistics import quantiles
 from planner.measured import Curve, Machine
 from profiles.machine import cpu_flags
 from profiles.record import Piece
-from profiles.timing import Sample
+from profiles.timing import Clock, Sample, in_turns, wall_clock
 
 MOST_ERROR = 1.0
 """Beyond it nothing is known."""
@@ -17,13 +17,24 @@ DEEP_LAYERS = 40
 DECODERS = ((1, 1), (1 + DEEP_LAYERS, 1), (1 + DEEP_LAYERS, 2))
 """(layers, classes of heads) of the short decoders whose differences are the costs of calling."""
 
-DECODER_S = 1.5
+DECODER_S = 4.0
 
 
-def decoder_pieces(sampled: Callable[[int, int], Callable[[float], Sample]]) -> Iterator[Piece]:
-    """A step of each decoder; `sampled` gives the sampling of one of so many layers and classes."""
-    for layers, classes in DECODERS:
-        yield Piece(stepping(classes), "s", "layers", layers, 1, DECODER_S, sampled(layers, classes))
+def decoder_pieces(opened: Callable[[int, int], Callable[[], object]], clock: Clock = wall_clock) -> Iterator[Piece]:
+    """A step of each decoder, timed in turns; `opened` gives the step of one of so many layers and classes."""
+    taken: dict[int, Sample] = {}
+
+    def sampling(number: int) -> Callable[[float], Sample]:
+        def one(budget_s: float) -> Sample:
+            if number not in taken:
+                steps = [opened(layers, classes) for layers, classes in DECODERS]
+                taken.update(enumerate(in_turns(steps, budget_s * len(DECODERS), clock)))
+            return taken.pop(number)
+
+        return one
+
+    for number, (layers, classes) in enumerate(DECODERS):
+        yield Piece(stepping(classes), "s", "layers", layers, 1, DECODER_S, sampling(number))
 
 
 def stepping(classes: int) -> str:

@@ -157,4 +157,4 @@ def gpu_pieces(ground: Ground, types: tuple[str, ...], free_bytes: int, quick: b
     yield from attention_pieces(ground, half, slots, head_dims, ATTENTION_S)
     yield from link_pieces(ground, CROSSING_BYTES[::3] if quick else CROSSING_BYTES, LINK_S)
     yield from launch_pieces(ground, LAUNCHES, LAUNCH_S)
-    yield from decoder_pieces(lambda layers, classes: ground.sampled(partial(decoder_step, ground, layers, classes)))
+    yield from decoder_pieces(partial(decoder_step, ground), ground.clock)

@@ -61,7 +61,7 @@ def measure(order: Order, probe: RuntimeProbe) -> HardwareProfile:
         notes, flash = opened_flash(order, stack)
         decoders = {depth: probe.decoder(*depth) for depth in DECODERS}
         pieces = [*cpu_pieces(probe, order.quick, machine.threads)]
-        pieces += decoder_pieces(lambda layers, classes: calls(partial(_held, decoders[layers, classes].call)))
+        pieces += decoder_pieces(lambda layers, classes: decoders[layers, classes].call)
         if flash is not None:
             pieces += flash_pieces(flash, order.write, order.quick)
         curves = take(hastened(pieces, order.quick), order.progress, order.doubts)

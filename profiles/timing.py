@@ -61,3 +61,24 @@ def timed(call: Callable[[], object], budget_s: float, clock: Clock = wall_clock
             break
         durations.append(clock(call, run) / run)
     return sample(durations)
+
+
+def in_turns(calls: Sequence[Callable[[], object]], budget_s: float, clock: Clock = wall_clock) -> tuple[Sample, ...]:
+    """Samples of calls that take a little more one after another, for their differences.
+
+    In every turn each is timed once. The first is its median; each further one is what stands before it and the median
+    of what it took more within a turn: what else the machine does moves all of a turn. Spreads are those of what is
+    added, as shares of the whole.
+    """
+    for call in calls:
+        clock(call, 1)
+    turns: list[list[float]] = []
+    begun = perf_counter()
+    while len(turns) < FEWEST or (perf_counter() - begun < budget_s and len(turns) < MOST):
+        turns.append([clock(call, 1) for call in calls])
+    found = [sample([turn[0] for turn in turns])]
+    for i in range(1, len(calls)):
+        low, middle, high = quantiles([turn[i] - turn[i - 1] for turn in turns], n=4, method="inclusive")
+        whole = found[-1].seconds + middle
+        found.append(Sample(whole, (high - low) / whole if whole > 0 else 0.0))
+    return tuple(found)

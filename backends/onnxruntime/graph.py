@@ -163,7 +163,7 @@ class Graph:
         """What was written so far as a model of its own, from named inputs (type, shape) to a float32 output."""
         for name, (kind, shape) in inputs.items():
             self._value(self._inputs, name, kind, shape)
-        self._value(self._outputs, out, TensorProto.FLOAT, ["tokens", "out"])
+        self._value(self._outputs, out, TensorProto.FLOAT, ["batch", "tokens", "out"])
         return self._proto()
 
     # --- pieces of a layer ----------------------------------------------------------------------
@@ -414,10 +414,11 @@ class Graph:
     def _block_sums(self, x: str, cols: int, block: int) -> str:
         """Sums of an input over its blocks [batch, tokens, cols / block], once for all that read it."""
         if (x, block) not in self._sums:
-            ones = f"ones.{cols}.{block}"
-            if ones not in self.constants:
-                self.constants[ones] = np.kron(np.eye(cols // block, dtype=np.float32), np.ones((block, 1), np.float32))
-            self._sums[x, block] = self._node("MatMul", [x, ones], f"{x}.sums.{block}")
+            # Half the time, with 1,536 inputs, of a product with a matrix of ones.
+            shape = self._const(f"blocks.{cols}.{block}", np.array([0, 0, cols // block, block], np.int64))
+            apart = self._node("Reshape", [x, shape], f"{x}.blocks.{block}")
+            last = self._const("last", np.array([-1], np.int64))
+            self._sums[x, block] = self._node("ReduceSum", [apart, last], f"{x}.sums.{block}", keepdims=0)
         return self._sums[x, block]
 
     def _norm(self, x: str, added: str, name: str) -> tuple[str, str]:

@@ -136,9 +136,9 @@ class GraphProbe:
         last = "x"
         for i in range(count):
             last = graph.product(last, f"{i}.{'wide' if i % 2 == 0 else 'narrow'}")
-        model = graph.alone({"x": (TensorProto.FLOAT, ["tokens", COLS])}, last)
+        model = graph.alone({"x": (TensorProto.FLOAT, ["batch", "tokens", COLS])}, last)
         session = with_constants(model, graph.constants)
-        x = np.random.default_rng(1).standard_normal((tokens, COLS), np.float32)
+        x = np.random.default_rng(1).standard_normal((1, tokens, COLS), np.float32)
         return lambda: session.run(None, {"x": x})
 
     def _attention(self, bits: int, head_dim: int, slots: int, tokens: int) -> ProbedAttention:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.cost import constant, rows, total, usage, usages
+from planner.cost import class_toll, constant, rows, total, usage, usages
 from planner.errors import InputError, InvalidSpace
 from planner.formats import GROUPED_BITS, ROTATED_BITS, grouped, rotated, static_bytes
 from planner.goal import Workload
@@ -151,13 +151,16 @@ def test_every_head_its_own_class_costs_what_its_parts_do_and_one_class_saves_th
         }
         return heads | {site: WeightChoice(WeightFormat(16), FAST) for site in MODEL.weight_sites}
 
-    def core(chosen: dict[Site, Choice], classes: int | None) -> float:
-        parts = [usage(site, c, MODEL, WORK, MACHINE, classes)["decode_s.core"] for site, c in chosen.items()]
+    def core(chosen: dict[Site, Choice], tolled: bool) -> float:
+        parts = [usage(site, c, MODEL, WORK, MACHINE, tolled)["decode_s.core"] for site, c in chosen.items()]
         return constant(MODEL, WORK, MACHINE)["decode_s.core"] + sum(parts)
 
-    assert isclose(core(chosen(False), None), total(chosen(False), MODEL, WORK, MACHINE).decode_s)
-    assert isclose(core(chosen(True), 1), total(chosen(True), MODEL, WORK, MACHINE).decode_s)
-    saved = core(chosen(True), None) - total(chosen(True), MODEL, WORK, MACHINE).decode_s
+    assert isclose(core(chosen(False), False), total(chosen(False), MODEL, WORK, MACHINE).decode_s)
+    assert isclose(core(chosen(True), True), total(chosen(True), MODEL, WORK, MACHINE).decode_s)
+    further = len(MODEL.kv_sites) - len(MODEL.layers)
+    tolls = further * class_toll(WORK, MACHINE)["decode_s.core"]
+    assert isclose(core(chosen(False), True) + tolls, total(chosen(False), MODEL, WORK, MACHINE).decode_s)
+    saved = core(chosen(True), False) - total(chosen(True), MODEL, WORK, MACHINE).decode_s
     assert isclose(saved, MACHINE.kernel_overhead_s * (len(MODEL.kv_sites) - len(MODEL.layers)))
 
 
@@ -203,20 +206,18 @@ def test_batch_scales_the_cache_exactly_and_its_static_factors_not_at_all(
     assert many["kv_bytes"] - shared == batch * (one["kv_bytes"] - shared)
 
 
-@given(workloads, machines, st.sampled_from((None, 1, 2)))
+@given(workloads, machines, st.booleans())
 @settings(max_examples=20, deadline=None)
-def test_pricing_a_space_is_pricing_its_candidates(
-    work: Workload, machine: HardwareProfile, classes: int | None
-) -> None:
+def test_pricing_a_space_is_pricing_its_candidates(work: Workload, machine: HardwareProfile, tolled: bool) -> None:
     heads = [KvChoice(span, FLOAT16, rotated(4), 4, tier) for span in SPANS for tier in (FAST, HALF)]
     candidates: dict[Site, list[Choice]] = {site: list(heads) for site in MODEL.kv_sites}
     candidates |= {site: [WeightChoice(form, FAST) for form in WEIGHT_FORMATS] for site in MODEL.weight_sites}
     wanted = [
-        list(usage(site, choice, MODEL, work, machine, classes).values())
+        list(usage(site, choice, MODEL, work, machine, tolled).values())
         for site, choices in candidates.items()
         for choice in choices
     ]
-    assert np.array_equal(usages(candidates, MODEL, work, machine, classes), np.array(wanted))
+    assert np.array_equal(usages(candidates, MODEL, work, machine, tolled), np.array(wanted))
 
 
 def test_a_table_that_is_only_looked_up_takes_bytes_and_no_time() -> None:

@@ -57,7 +57,7 @@ WORK = Workload((1024,), new_tokens=24, prefill_chunk_tokens=100)
 
 
 def decode(choice: KvChoice, work: Workload = WORK, machine: HardwareProfile = MACHINE) -> float:
-    return usage(KvSite(0, 0), choice, MODEL, work, machine, 1)["decode_s.core"]
+    return usage(KvSite(0, 0), choice, MODEL, work, machine, True)["decode_s.core"]
 
 
 def kv(form: KvFormat, span: Full | Window = Full()) -> KvChoice:  # noqa: B008
@@ -92,7 +92,7 @@ def test_attention_takes_its_slots() -> None:
 
 
 def test_fewer_bits_may_cost_the_prompt_more() -> None:
-    slow, fast = (usage(KvSite(0, 0), kv(form), MODEL, WORK, MACHINE, 1) for form in (static(8), FLOAT32))
+    slow, fast = (usage(KvSite(0, 0), kv(form), MODEL, WORK, MACHINE, True) for form in (static(8), FLOAT32))
     assert slow["decode_s.core"] < fast["decode_s.core"] and slow["ttft_s.core"] > fast["ttft_s.core"]
     assert slow["kv_bytes"] < fast["kv_bytes"] / 3
 
@@ -123,7 +123,7 @@ def test_attention_goes_by_how_much_is_cached() -> None:
     overhead, each = MACHINE.kernel_overhead_s / 2, 2 * 64 * 3
     assert decode(kv(FLOAT32), machine=machine) == pytest.approx(1024 * each * 2.08e-10 + overhead)  # 0.96 of the way
     assert decode(kv(FLOAT32, Window(28)), machine=machine) == pytest.approx(32 * each * 4e-10 + overhead)
-    first = usage(KvSite(0, 0), kv(FLOAT32), MODEL, replace(WORK, context_tokens=(124,)), machine, 1)["ttft_s.core"]
+    first = usage(KvSite(0, 0), kv(FLOAT32), MODEL, replace(WORK, context_tokens=(124,)), machine, True)["ttft_s.core"]
     assert first == pytest.approx(100 * 100 * each * 1e-11 + overhead)
 
 

@@ -40,6 +40,11 @@ def tiny(seed: int, integral: bool = False) -> Problem:
         sites = tuple(int(s) for s in np.sort(rng.permutation(len(groups))[: rng.integers(1, len(groups) + 1)]))
         labels = tuple(tuple(int(x) for x in rng.integers(0, 4, groups[s])) for s in sites)
         at_most.append(AtMost(sites, labels, int(rng.integers(1, 4))))
+        others = sorted(set(range(len(groups))) - set(sites))
+        if others and rng.random() < 0.5:
+            payer = int(rng.choice(others))
+            paid = tuple(int(x) for x in rng.integers(1, 4, groups[payer]))
+            at_most[-1] = replace(at_most[-1], payer=payer, paid=paid)
     for _ in range(rng.integers(0, 3)):
         site, other = (int(s) for s in rng.integers(0, len(groups), 2))
         taken, needed = (tuple(int(c) for c in np.flatnonzero(rng.random(groups[s]) < 0.5)) for s in (site, other))
@@ -161,7 +166,11 @@ def with_extra(problem: Problem, extra: np.ndarray, like: int) -> Problem:
     """One more candidate at site 0, related to the rest as its candidate `like` is."""
     count = problem.groups[0]
     at_most = tuple(
-        replace(r, labels=tuple((*x, x[like]) if s == 0 else x for s, x in zip(r.sites, r.labels, strict=True)))
+        replace(
+            r,
+            labels=tuple((*x, x[like]) if s == 0 else x for s, x in zip(r.sites, r.labels, strict=True)),
+            paid=(*r.paid, r.paid[like]) if r.payer == 0 else r.paid,
+        )
         for r in problem.at_most
     )
 
@@ -342,6 +351,29 @@ def test_two_of_many_classes_are_chosen_as_well_as_by_trying_every_pair() -> Non
         assert solution.objective == pytest.approx(expected, rel=1e-12)
 
 
+def test_labels_that_cost_more_are_used_less() -> None:
+    rng = np.random.default_rng(3)
+    layers, heads, classes = 4, 3, 6
+    heads_usage = np.stack([np.tile(np.arange(classes)[::-1] * 1.0, layers * heads), np.zeros(72)], axis=1)
+    heads_usage[:, 1] = np.exp(rng.normal(0, 1, (layers * heads, 1)) * np.ones(classes)).ravel() * heads_usage[:, 0]
+    used = []
+    for price in (0.0, 0.5, 2.0, 100.0):
+        payers = np.array([[0.0, 0.0], [0.0, price]] * layers)
+        relations = tuple(
+            AtMost(tuple(range(3 * i, 3 * i + 3)), (tuple(range(classes)),) * 3, 2, layers * heads + i, (1, 2))
+            for i in range(layers)
+        )
+        usage = np.concatenate([np.stack([5 - heads_usage[:, 0], heads_usage[:, 1]], axis=1), payers])
+        groups = (classes,) * layers * heads + (2,) * layers
+        limits = np.array([layers * heads * 2.5, np.inf])
+        problem = Problem(groups, ("bytes", "loss"), usage, np.zeros(2), limits, (1,), relations)
+        solution = checked(problem, solve(problem, gap=0.0, effort=20.0))
+        assert solution.status == "optimal"
+        by_layer = np.array(solution.chosen[: layers * heads]).reshape(layers, heads)
+        used.append(sum(len(set(own)) for own in by_layer.tolist()))
+    assert used == sorted(used, reverse=True) and used[0] > used[-1] == layers
+
+
 def test_the_same_problem_gives_the_same_solution() -> None:
     assert solve(layered(2), gap=1e-4) == solve(layered(2), gap=1e-4)
 
@@ -382,6 +414,8 @@ def test_a_limit_met_exactly_is_kept() -> None:
         ({"at_most": (AtMost((0,), ((1,),), 1),)}, "one label for each candidate"),
         ({"at_most": (AtMost((0,), ((1, 2),), 0),)}, "at_most"),
         ({"at_most": (AtMost((7,), ((1, 2),), 1),)}, "at_most"),
+        ({"at_most": (AtMost((0,), ((1, 2),), 1, payer=0, paid=(1, 1)),)}, "payer 0"),
+        ({"at_most": (AtMost((0,), ((1, 2),), 1, payer=7, paid=(1,)),)}, "payer 7"),
         ({"requires": (Implies(0, (5,), 1, (0,)),)}, "not there"),
     ],
 )

@@ -63,7 +63,7 @@ def test_heads_that_are_alike_take_a_layer_s_attention_together(a100: HardwarePr
     assert a100.operators is not None
     work = Workload((4096,), new_tokens=64)
     choice = KvChoice(Full(), SIXTEEN, SIXTEEN, 0, HOME)
-    one = cost.usage(KvSite(0, 0), choice, SPEC, work, a100, classes_per_layer=1)["decode_s.core"]
+    one = cost.usage(KvSite(0, 0), choice, SPEC, work, a100, tolled=True)["decode_s.core"]
     whole = a100.operators.attention_s(LAYER, 16, 1, np.ones(1), np.array([4096.0]), True)
     assert 8 * one == pytest.approx(float(whole[0]), rel=1e-6)
 

@@ -1,6 +1,6 @@
 """Taking figures: what is in doubt is taken again, the faster take stays, and progress is told to the end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -9,7 +9,7 @@ from planner.measured import NOISY, Curve, Machine, Unit, complaints
 from profiles.crew import paced
 from profiles.machine import CpuSeconds, cpu_seconds
 from profiles.record import Piece, hastened, take, unsteady
-from profiles.timing import FEWEST, FEWEST_SLOW, Sample, sample, timed, wall_clock
+from profiles.timing import FEWEST, FEWEST_SLOW, Sample, in_turns, sample, timed, wall_clock
 
 
 def piece(curve: str, at: int, *takes: Sample, unit: Unit = "s", work: float = 1) -> Piece:
@@ -144,3 +144,17 @@ def test_noise_and_others_at_work_are_told() -> None:
 def test_a_curve_that_is_none_is_refused(points: tuple[tuple[int, float, float], ...], said: str) -> None:
     with pytest.raises(InputError, match=f"^curve reads: .*{said}"):
         Curve("reads", "bytes/s", "bytes", points)
+
+
+def test_calls_in_turns_differ_by_what_each_adds_within_a_turn() -> None:
+    passing = iter(range(1000))
+
+    def clock(call: Callable[[], object], times: int) -> float:
+        # The machine gets slower from turn to turn by far more than the calls differ.
+        taken = call()
+        assert isinstance(taken, float)
+        return taken + next(passing) // 3
+
+    first, second, third = in_turns([lambda: 1.0, lambda: 1.25, lambda: 1.75], 0.0, clock)
+    assert (second.seconds - first.seconds, third.seconds - second.seconds) == (0.25, 0.5)
+    assert first.spread > 0 == second.spread == third.spread

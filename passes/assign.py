@@ -19,7 +19,7 @@ from planner.pipeline import PassContext
 from planner.plan import SolverReport
 from planner.prices import LOSS, PriceTable
 from planner.solver_problem import AtMost, Implies, Problem
-from planner.space import Attribute, Choice, KvSite, Requires, Site, Space, attribute
+from planner.space import AtMostDistinct, Attribute, Choice, KvSite, Requires, Site, Space, attribute
 
 GAP = 1e-3
 EFFORT = 4.0
@@ -58,7 +58,7 @@ def within_limits(space: Space, ctx: PassContext, gap: float = GAP, effort: floa
 
 def pick(space: Space, solution: solver.Solution) -> Space:
     """The space with the solution's candidate at every site."""
-    # After the space's sites come those that pay for classes.
+    # After the sites of the space come those that the problem has of its own.
     picked = zip(space.candidates.items(), solution.chosen[: len(space.candidates)], strict=True)
     chosen: dict[Site, Choice] = {site: choices[index] for (site, choices), index in picked}
     return space.choose(chosen)
@@ -67,12 +67,15 @@ def pick(space: Space, solution: solver.Solution) -> Space:
 def as_problem(space: Space, table: PriceTable) -> Problem:
     """The space's table and relations as the solver takes them, sites and candidates by number.
 
-    Where classes of heads have a price, a further site for each layer pays for them: its candidates for one, two, ...
+    Two kinds of sites of its own come after those of the space. Where classes of heads have a price, one for each layer
+    pays for them, its candidates for one, two, ... And since having no value of an attribute is a label to the solver,
+    which is not to count, one that costs nothing always takes that label, and one more is allowed.
     """
     number = {site: i for i, site in enumerate(space.sites)}
     at_most = tolled(space, table, number)
     paying = [len(relation.paid) for relation in at_most]
     layers = {relation.sites for relation in at_most}
+    witnesses = 0
     requires: list[Implies] = []
     for constraint in space.constraints:
         if isinstance(constraint, Requires):
@@ -86,15 +89,19 @@ def as_problem(space: Space, table: PriceTable) -> Problem:
                 )
             )
             continue
-        most, sites = getattr(constraint, "most", 1), tuple(number[site] for site in constraint.sites)
+        sites, most = tuple(number[site] for site in constraint.sites), getattr(constraint, "most", 1)
         if constraint.attribute == "kernel" and most == table.classes and sites in layers:
             continue  # There already, with who pays.
-        at_most.append(AtMost(sites, labels(space, constraint.sites, constraint.attribute), most))
+        own, values = labels(space, constraint.sites, constraint.attribute)
+        if isinstance(constraint, AtMostDistinct) and None in values:
+            sites, own, most = (*sites, len(number) + len(paying) + witnesses), (*own, (values[None],)), most + 1
+            witnesses += 1
+        at_most.append(AtMost(sites, own, most))
     tolls = [further * table.class_toll for count in paying for further in range(count)]
     return Problem(
-        groups=(*table.groups, *paying),
+        groups=(*table.groups, *paying, *(1,) * witnesses),
         rows=table.rows,
-        usage=np.vstack([table.usage, *tolls]),
+        usage=np.vstack([table.usage, *tolls, np.zeros((witnesses, len(table.rows)))]),
         constant=table.constant,
         limits=table.limits,
         minimise=table.minimise,
@@ -116,19 +123,22 @@ def tolled(space: Space, table: PriceTable, number: Mapping[Site, int]) -> list[
     for sites in layers.values():
         most = min(table.classes, len(sites))
         if most > 1:
-            own = labels(space, sites, "kernel")
+            own, _ = labels(space, sites, "kernel")
             found.append(AtMost(tuple(number[s] for s in sites), own, most, payer, tuple(range(1, most + 1))))
             payer += 1
     return found
 
 
-def labels(space: Space, sites: Iterable[Site], name: Attribute) -> tuple[tuple[int, ...], ...]:
-    """The values that the candidates of some sites have of an attribute, by number."""
+def labels(
+    space: Space, sites: Iterable[Site], name: Attribute
+) -> tuple[tuple[tuple[int, ...], ...], dict[object, int]]:
+    """The values that the candidates of some sites have of an attribute, by number; and the numbers."""
     values: dict[object, int] = {}
-    return tuple(
+    own = tuple(
         tuple(values.setdefault(attribute(choice, name), len(values)) for choice in space.candidates[site])
         for site in sites
     )
+    return own, values
 
 
 def report(solution: solver.Solution, problem: Problem, table: PriceTable, ctx: PassContext) -> SolverReport:

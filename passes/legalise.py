@@ -42,26 +42,31 @@ def legal_choices(site: Site, choices: tuple[Choice, ...], ctx: PassContext) -> 
     """The choices that the runtime can carry, rounded to its pages, each once and in the same order."""
     spans = {choice.span for choice in choices if isinstance(choice, KvChoice)}
     whole = {span: paged(span, site, ctx) for span in spans}
+    # A model trained with windows has a length of its own, and a runtime with one has room for no other.
+    taken = ctx.capabilities.spans == "model" and any(layer.window is not None for layer in ctx.spec.layers)
     found: dict[Choice, None] = {}
     for choice in choices:
         if choice.tier != ctx.home and not ctx.capabilities.offloads:
             continue
         if not isinstance(choice, KvChoice):
-            if choice.format.scheme == ctx.capabilities.native or choice.format in ctx.capabilities.weight_formats:
+            if ctx.capabilities.stores(choice.format):
                 found[choice] = None
-        elif ctx.capabilities.carries(choice):
-            span = whole[choice.span]
-            found[choice if span == choice.span else replace(choice, span=span)] = None
+            continue
+        span = whole[choice.span]
+        legal = choice if span == choice.span else replace(choice, span=span)
+        if ctx.capabilities.carries(legal) and not (taken and isinstance(span, Window)):
+            found[legal] = None
     return tuple(found)
 
 
 def paged(span: Span, site: Site, ctx: PassContext) -> Span:
-    """The span rounded up to whole pages at the longest context."""
+    """The span rounded up to whole pages at the longest context; as long at every other where windows do not grow."""
     if isinstance(span, Full) or not isinstance(site, KvSite):
         return span
     page, tokens = ctx.capabilities.window_page_tokens, span.tokens(ctx.workload.longest_tokens)
     missing = ceil(tokens / page) * page - tokens
-    return effective(Window(span.alpha + missing, span.beta), site.layer, ctx)
+    grown = Window(span.alpha + missing, span.beta) if ctx.capabilities.elastic else Window(tokens + missing)
+    return effective(grown, site.layer, ctx)
 
 
 def _legal(constraint: Constraint, ctx: PassContext) -> Constraint:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from planner.dominance import Labelled, superfluous_labels, undominated
 from planner.pipeline import PassContext
-from planner.space import Attribute, Requires, Site, Space, attribute
+from planner.space import AtMostDistinct, Attribute, Requires, Site, Space, attribute
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -26,6 +26,8 @@ class Mark:
     """What one constraint sees of one site's candidates: equal numbers are equal to it, at all sites that it limits.
 
     `constraint` is its number. Labels are values of an attribute; a Requires only sees whether it names a candidate.
+    Where having no value does not count, that is told apart as well, by a mark of its own: what has a value must not
+    stand in for what has none.
     """
 
     constraint: int
@@ -73,6 +75,9 @@ def told_apart(space: Space) -> dict[Site, list[Mark]]:
                     read[key] = tuple(attribute(choice, constraint.attribute) for choice in choices)
                 known[id(choices)] = np.array([values.setdefault(value, len(values)) for value in read[key]])
             marks[site].append(Mark(number, True, known[id(choices)]))
+            if None in values and isinstance(constraint, AtMostDistinct):
+                valueless = known[id(choices)] == values[None]
+                marks[site].append(Mark(-1 - number, False, valueless.astype(np.int64)))
     return marks
 
 

@@ -270,4 +270,4 @@ def backends() -> Iterable[Capabilities]:
     """Every runtime that plans are emitted for."""
     from planner.compile.runtimes import RUNTIMES
 
-    return tuple(make().capabilities for make in RUNTIMES.values())
+    return tuple(make(None).capabilities for make in RUNTIMES.values())

@@ -4,7 +4,7 @@ Backends implement these protocols and the driver hands them to profiling and ve
 backend. Token ids, log-probabilities and bytes cross the line; tensors of a framework do not.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,9 +12,23 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.errors import InputError
 from planner.formats import exact
 from planner.plan import Plan
-from planner.space import AtMostDistinct, KvChoice, KvFormat, KvSite, Site, WeightFormat
+from planner.space import (
+    AtMostDistinct,
+    Attribute,
+    Chosen,
+    KvChoice,
+    KvFormat,
+    KvSite,
+    Same,
+    Site,
+    WeightFormat,
+    WeightSite,
+    Window,
+    violated,
+)
 from planner.spec import ModelSpec, TensorSpec
 
 Progress = Callable[[str, int, int], None]
@@ -23,11 +37,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What one runtime and version can carry: the formats it stores, how its heads may differ, and whether what lies
-    in a slower tier than the fastest is fetched when it is needed (`offloads`).
+    """What one version of a runtime can carry: a filter on candidates, and how far sites may differ.
 
-    `kv_alike`: a head's keys and values have one format. `native`: how a matrix that its source keeps on a grid is
-    stored without rounding it again.
+    `offloads`: what lies in a slower tier than the fastest is fetched when it is needed. `kv_alike`: a head's keys and
+    values have one format. `native`: how a matrix that its source keeps on a grid is stored without rounding it again,
+    if it can be. `spans`: whose windows are their own: any head's, any layer's, or one length for the model, each layer
+    windowed or full; "full" has none. `elastic`: windows may grow with the context. `sinks`: protected tokens stay
+    beside a window. `kv_one`: where formats of keys, and of values, are one: nowhere, or over the model, "model or
+    float" where a layer may keep floats instead. `weight_sets`: matrices of a layer that share a format, by the names
+    of their modules.
     """
 
     runtime: str
@@ -39,30 +57,100 @@ class Capabilities:
     executes_here: bool
     offloads: bool = False
     kv_alike: bool = False
-    native: Literal["native", "exact"] = "native"
+    native: Literal["native", "exact", "none"] = "native"
+    spans: Literal["head", "layer", "model", "full"] = "head"
+    elastic: bool = True
+    sinks: bool = True
+    kv_one: Literal["head", "model", "model or float"] = "head"
+    weight_sets: tuple[tuple[str, ...], ...] = ()
 
     def as_source(self, tensor: TensorSpec) -> WeightFormat | None:
-        """The format that keeps a matrix's numbers as its source has them on a grid; None where it has no grid."""
+        """The format that keeps a matrix's numbers as its source has them on a grid; None where it has no grid, or this
+        runtime does not store it."""
+        if self.native == "none":
+            return None
         return tensor.native if self.native == "native" else exact(tensor)
 
     def carries(self, choice: KvChoice) -> bool:
-        """Whether a head's cache can be stored so."""
-        alike = choice.k == choice.v or not self.kv_alike
-        return alike and choice.k in self.kv_formats and choice.v in self.kv_formats
+        """Whether a head's cache can be kept and stored so."""
+        if self.kv_alike and choice.k != choice.v:
+            return False
+        span = choice.span
+        if isinstance(span, Window) and (self.spans == "full" or (span.beta and not self.elastic)):
+            return False
+        if choice.sinks and not self.sinks:
+            return False
+        return choice.k in self.kv_formats and choice.v in self.kv_formats
 
-    def constraints(self, sites: Iterable[Site]) -> tuple[AtMostDistinct, ...]:
+    def stores(self, form: WeightFormat) -> bool:
+        """Whether a matrix can be stored so; one that is kept as its source has it only where it lies on a grid."""
+        return form.scheme == self.native or form in self.weight_formats
+
+    def admits(self, chosen: Chosen) -> bool:
+        """Whether a choice for every site is one that this runtime carries."""
+        one_by_one = all(
+            self.carries(choice) if isinstance(choice, KvChoice) else self.stores(choice.format)
+            for choice in chosen.values()
+        )
+        return one_by_one and violated(chosen, self.constraints(chosen)) is None
+
+    def constraints(self, sites: Iterable[Site]) -> tuple[AtMostDistinct | Same, ...]:
         """The relations between sites that this runtime imposes."""
-        if self.classes_per_layer is None:
-            return ()
         layers: dict[int, list[Site]] = {}
+        matrices: dict[tuple[int, int], list[Site]] = {}
         for site in sites:
             if isinstance(site, KvSite):
                 layers.setdefault(site.layer, []).append(site)
-        return tuple(
-            AtMostDistinct(tuple(group), "kernel", self.classes_per_layer)
-            for group in layers.values()
-            if len(group) > self.classes_per_layer
+            elif (number := self._weight_set(site)) is not None:
+                matrices.setdefault((site.layer, number), []).append(site)
+        heads = tuple(site for group in layers.values() for site in group)
+        return (*self._kv_relations(layers.values(), heads), *_alike(matrices.values(), "format"))
+
+    def _weight_set(self, site: WeightSite) -> int | None:
+        """Which of the sets of matrices a matrix belongs to."""
+        module = site.tensor.removesuffix(".weight").rpartition(".")[2]
+        return next((i for i, names in enumerate(self.weight_sets) if module in names), None)
+
+    def _kv_relations(
+        self, layers: Iterable[Sequence[Site]], heads: tuple[Site, ...]
+    ) -> Iterator[AtMostDistinct | Same]:
+        most = self.classes_per_layer
+        if most is not None:
+            yield from (AtMostDistinct(tuple(group), "kernel", most) for group in layers if len(group) > most)
+        if self.spans in ("layer", "model"):
+            yield from _alike(layers, "span")
+        if self.spans == "model" and len(heads) > 1:
+            yield AtMostDistinct(heads, "window", 1)
+        if self.kv_one == "model":
+            yield from _alike((heads,), "k")
+            if not self.kv_alike:
+                yield from _alike((heads,), "v")
+        if self.kv_one == "model or float":
+            yield from _alike(layers, "k")
+            if not self.kv_alike:
+                yield from _alike(layers, "v")
+            if len(heads) > 1:
+                yield AtMostDistinct(heads, "coded", 1)
+
+
+def _alike(groups: Iterable[Sequence[Site]], name: Attribute) -> Iterator[Same]:
+    """Each group of more than one site with one value of an attribute."""
+    return (Same(tuple(group), name) for group in groups if len(group) > 1)
+
+
+def of_version(tables: Sequence[Capabilities], version: str | None) -> Capabilities:
+    """The table of one version of a runtime, the newest, which is the last, where none is named.
+
+    InputError for a version that nobody looked at: what it carries is not known.
+    """
+    if version is None:
+        return tables[-1]
+    known = {table.version: table for table in tables}
+    if version not in known:
+        raise InputError(
+            f"{tables[-1].runtime} {version}: what this version carries is not known; give one of {', '.join(known)}"
         )
+    return known[version]
 
 
 @dataclass(frozen=True, slots=True)

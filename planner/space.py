@@ -122,11 +122,13 @@ class WeightFormat:
 
     `native` is the source's grid as it is, `exact` its codes at a width the runtime has with float32 scales. A
     `grouped` matrix has `bits`-bit codes with one float16 scale and minimum for each `group` inputs of a row; a `block`
-    matrix one float32 scale and no minimum.
+    matrix one float32 scale and no minimum. `ggml` are llama.cpp's block types, by the bits that a number takes with
+    its share of the scales; `ct` are compressed-tensors' symmetric integers, a scale for each group, or for each row
+    where `group` is 0.
     """
 
     bits: float
-    scheme: Literal["float", "native", "exact", "grouped", "block"] = "float"
+    scheme: Literal["float", "native", "exact", "grouped", "block", "ggml", "ct"] = "float"
     group: int = 0
 
     @property
@@ -147,15 +149,22 @@ Choice = KvChoice | WeightChoice
 
 # --- constraints: what single candidates cannot say ---------------------------------------------
 
-Attribute = Literal["span", "k", "v", "format", "tier", "kernel"]
+Attribute = Literal["span", "window", "k", "v", "coded", "format", "tier", "kernel"]
 
 
 def attribute(choice: Choice, name: Attribute) -> object:
-    """The value two choices must share for a constraint on `name`; `kernel` is all that makes a kernel class."""
+    """The value two choices must share for a constraint on `name`; `kernel` is all that makes a kernel class.
+
+    `window` and `coded` have no value, None, where every token stays and where keys and values are floats.
+    """
     if isinstance(choice, KvChoice):
         match name:
             case "span":
                 return choice.span
+            case "window":
+                return None if isinstance(choice.span, Full) else choice.span
+            case "coded":
+                return None if choice.k.scheme == choice.v.scheme == "float" else (choice.k, choice.v)
             case "k":
                 return choice.k
             case "v":
@@ -177,7 +186,10 @@ def attribute(choice: Choice, name: Attribute) -> object:
 
 @dataclass(frozen=True, slots=True)
 class AtMostDistinct:
-    """The sites together use at most `most` different values of an attribute (kernel classes of a layer)."""
+    """The sites together use at most `most` different values of an attribute (kernel classes of a layer).
+
+    No value counts as none: at most one `window` lets every layer be windowed or full.
+    """
 
     sites: tuple[Site, ...]
     attribute: Attribute
@@ -283,7 +295,7 @@ def violated(chosen: Chosen, constraints: Iterable[Constraint]) -> Constraint | 
     for constraint in constraints:
         match constraint:
             case AtMostDistinct(sites, name, most):
-                if len({attribute(chosen[s], name) for s in sites}) > most:
+                if len({attribute(chosen[s], name) for s in sites} - {None}) > most:
                     return constraint
             case Same(sites, name):
                 if len({attribute(chosen[s], name) for s in sites}) > 1:

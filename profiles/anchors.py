@@ -71,11 +71,14 @@ def settings(profile: ModelProfile, spec: ModelSpec, can: Capabilities, seed: in
         whole = dict[Site, Choice].fromkeys(profile.kv.sites, KvChoice(Full(), plain, plain, profile.kv.sinks, HERE))
         exact: dict[Site, Choice] = {site: WeightChoice(form, HERE) for site, form in rounded.items()}
         yield Setting("weights as the source has them", whole | weights | exact, nats)
-    four = next(f for f in profile.kv.k_formats if f.bits == 4)
-    for name, span in (("all at 4 bits", Full()), ("a quarter of the context at 4 bits", Window(context // 4))):
-        nearest = min(spans, key=lambda s: _far(s, span, context))
-        pick = choices.index(KvChoice(nearest, four, four, profile.kv.sinks, HERE))
-        yield setting(name, np.full(len(every), pick))
+    few = min((f for f in ks if f in vs), key=lambda f: abs(f.bits - 4))
+    at_few = {c.span: i for i, c in enumerate(choices) if c.k == c.v == few}
+    told: set[Span] = set()
+    for name, span in (("all", Full()), ("a quarter of the context", Window(context // 4))):
+        nearest = min(at_few, key=partial(_far, wanted=span, context=context))
+        if nearest not in told:  # a runtime without windows has but the one
+            told.add(nearest)
+            yield setting(f"{name} at {few.bits:g} bits", np.full(len(every), at_few[nearest]))
     chance = random.Random(seed)
     for most in (0.002, 0.01):
         allowed = [np.flatnonzero(row <= most) for row in losses]

@@ -21,7 +21,7 @@ from planner.plan import Plan
 from planner.report import CompileReport, Row
 from planner.request import Request
 from planner.serde import load_file
-from planner.space import Choice, Full, KvChoice, Site, Space, attribute
+from planner.space import AtMostDistinct, Choice, Full, KvChoice, Site, Space, attribute
 
 NOT_RUN = "without weights nothing is run: bytes and seconds are predicted, and the loss is unknown"
 
@@ -165,7 +165,8 @@ def whole(choice: Choice, site: Site, ctx: PassContext) -> Choice:
 def in_classes(chosen: Mapping[Site, Choice], ctx: PassContext) -> tuple[dict[Site, Choice], int]:
     """The choices with no more kinds of heads in a layer than the runtime has, and how many heads keep more for it."""
     found, moved = dict(chosen), 0
-    for rule in ctx.capabilities.constraints(chosen):
+    rules = (rule for rule in ctx.capabilities.constraints(chosen) if isinstance(rule, AtMostDistinct))
+    for rule in (rule for rule in rules if rule.attribute == "kernel"):
         heads = {site: choice for site in rule.sites if isinstance(choice := chosen[site], KvChoice)}
         kinds = {attribute(choice, "kernel") for choice in heads.values()}
         if len(kinds) <= rule.most:

@@ -155,7 +155,8 @@ def model_profile(
     from profiles.parts import Parts
 
     calibration, held_out = calibration_documents(request, weights, seed)
-    asked = Calibration(calibration[:-1], calibration[-1:], request.calibration.draws, seed, SINKS)
+    sinks = SINKS if executor.capabilities.sinks else 0
+    asked = Calibration(calibration[:-1], calibration[-1:], request.calibration.draws, seed, sinks)
     identity = json.dumps(
         [
             checkpoint.spec.weights_sha256,
@@ -166,7 +167,7 @@ def model_profile(
             held_out,
             asked.draws,
             seed,
-            SINKS,
+            sinks,
         ]
     )
     parts = Parts(cache_directory() / "profiles" / hashlib.sha256(identity.encode()).hexdigest()[:24])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.errors import InputError
-from planner.executor import Capabilities, Executor, RuntimeProbe, Session, Weights
+from planner.executor import Capabilities, Executor, RuntimeProbe, Session, Weights, of_version
 from planner.mismatch import did_you_mean
 from planner.spec import ModelSpec
 
@@ -33,11 +33,11 @@ class Runtime:
     cpu_only: bool = False
 
 
-def _onnxruntime() -> Runtime:
+def _onnxruntime(version: str | None) -> Runtime:
     from backends.onnxruntime import executor, families, probe, uncompressed
 
     return Runtime(
-        executor.CAPABILITIES,
+        of_version((executor.CAPABILITIES,), version),
         executor.OnnxRuntimeExecutor,
         probe.GraphProbe,
         executor.load,
@@ -48,11 +48,11 @@ def _onnxruntime() -> Runtime:
     )
 
 
-def _transformers() -> Runtime:
+def _transformers(version: str | None) -> Runtime:
     from backends.transformers import executor, probe, uncompressed
 
     return Runtime(
-        executor.CAPABILITIES,
+        of_version((executor.CAPABILITIES,), version),
         executor.TransformersExecutor,
         probe.RunnerProbe,
         executor.load,
@@ -62,14 +62,16 @@ def _transformers() -> Runtime:
     )
 
 
-RUNTIMES: dict[str, Callable[[], Runtime]] = {"onnxruntime": _onnxruntime, "transformers": _transformers}
+RUNTIMES: dict[str, Callable[[str | None], Runtime]] = {"onnxruntime": _onnxruntime, "transformers": _transformers}
+"""Each takes a version that it knows, or None for the newest."""
 
 
 def runtime(name: str, asked_by: str = "--backend") -> Runtime:
-    """The runtime of a name; what asked for it is named where there is none."""
-    if name not in RUNTIMES:
-        raise InputError(f"{asked_by}: unknown runtime {name!r}{did_you_mean(name, tuple(RUNTIMES))}")
-    return RUNTIMES[name]()
+    """The runtime of a name, or of `name@version`; what asked for it is named where there is none."""
+    known, _, version = name.partition("@")
+    if known not in RUNTIMES:
+        raise InputError(f"{asked_by}: unknown runtime {known!r}{did_you_mean(known, tuple(RUNTIMES))}")
+    return RUNTIMES[known](version or None)
 
 
 def choose(backend: str | None, machine: "str | HardwareProfile", config: str) -> tuple[str, tuple[str, ...]]:

@@ -11,12 +11,16 @@ ROOT = Path(__file__).parents[1]
 SIBLINGS = ("passes", "backends", "profiles")
 DRIVER = ("planner.compile", "planner.api", "planner.cli", "planner.__main__")
 RUNNERS = tuple(sorted((ROOT / "backends").glob("*/runner.py")))
+KERNELS = tuple(sorted((ROOT / "backends" / "kernels").glob("*.py")))
+IN_KERNELS = {"torch", "triton", *sys.stdlib_module_names}
 IN_ARTEFACTS = {"torch", "numpy", "onnxruntime", "transformers", "tokenizers", "safetensors", *sys.stdlib_module_names}
 IN_HELP = {"click", *sys.stdlib_module_names}
 
 
 def modules(package: str) -> Iterator[tuple[str, Path]]:
     for path in sorted((ROOT / package).rglob("*.py")):
+        if path in KERNELS:
+            continue
         parts = path.relative_to(ROOT).with_suffix("").parts
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
@@ -89,6 +93,15 @@ def test_commands_import_at_the_top_only_what_help_needs() -> None:
 @pytest.mark.parametrize("path", RUNNERS, ids=lambda path: path.parent.name)
 def test_what_is_copied_into_artefacts_stands_alone(path: Path) -> None:
     assert {name.partition(".")[0] for name in imported(path)} <= IN_ARTEFACTS
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_kernels_know_only_one_another(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1 and (path.parent / f"{node.module}.py").exists(), node.module
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            assert {name.partition(".")[0] for name in imports([node])} <= IN_KERNELS
 
 
 def test_a_package_is_only_its_docstring() -> None:

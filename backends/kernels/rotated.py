@@ -1,0 +1,162 @@
+"""The rotated storage code of keys and values: what its vectors stand for, on the host and in kernels.
+
+A vector is stored in a space of its own: less a static mean and times a static scale, channel by channel, then turned
+by a Hadamard rotation, divided by its size (one float16 per token) and rounded to a Lloyd-Max codebook of the normal
+distribution; 8 bits are uniform steps. Attention works in that space: queries are turned once instead of every key, and
+the mean of keys adds the same to all scores of a query that meet codes, though not to those that meet float sinks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .packing import expanded
+
+# Lloyd-Max levels of the standard normal distribution (positive half; the codebooks are symmetric).
+# J. Max, Quantizing for minimum distortion, IRE Trans. Inf. Theory 6 (1960); recomputed.
+HALF_LEVELS = {
+    2: (0.4527800346, 1.5104176085),
+    3: (0.2450941789, 0.7560052812, 1.3439092785, 2.1519457045),
+    4: (0.1283950299, 0.3880482995, 0.6567591185, 0.9423404565, 1.2562311973, 1.618046386, 2.0690172265, 2.732589571),
+}
+FLOAT16_MAX = 65504.0
+
+
+def book(bits: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The 2**bits levels of a codebook, ascending."""
+    if bits == 8:
+        return torch.arange(-128, 128, dtype=dtype)
+    half = torch.tensor(HALF_LEVELS[bits], dtype=torch.float32).to(dtype)
+    return torch.cat([-half.flip(0), half])
+
+
+def rotation(dim: int) -> Tensor:
+    """The orthogonal rotation [dim, dim] in float64: Hadamard blocks of the largest power of two that divides dim."""
+    block = dim & -dim
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < block:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    turned: Tensor = torch.block_diag(*[matrix / block**0.5] * (dim // block))
+    return turned
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The keys, or the values, of the head class of a layer, as they lie in memory.
+
+    bits          16 or 32 are floats; below that codes
+    low           [rows, ...] codes uint8, a row for a slot, or floats [rows, head_dim]
+    high          the last bit of 3-bit codes [rows, ...]; may lie in the same rows as `low`
+    norms         [rows] float16, the sizes of coded vectors
+    sinks         [sink rows, head_dim] float16 (float32 beside float32): protected slots
+    mean, scale   [heads, head_dim] float32, static; `mean` is None for values
+    """
+
+    bits: int
+    low: Tensor
+    high: Tensor | None
+    norms: Tensor | None
+    sinks: Tensor
+    mean: Tensor | None
+    scale: Tensor | None
+
+    @property
+    def coded(self) -> bool:
+        return self.bits < 16
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors in the order in which kernels take them; where one is None, another that is never read."""
+        mean = self.low if self.mean is None else self.mean
+        return (
+            self.low,
+            self.low if self.high is None else self.high,
+            self.low if self.norms is None else self.norms,
+            self.sinks,
+            mean,
+            self.low if self.scale is None else self.scale,
+        )
+
+    def vectors(self, rows: Tensor, head: int) -> Tensor:
+        """What slots stand for, [n, head_dim] float64, in the plain space."""
+        if not self.coded:
+            return self.low[rows].double()
+        dim = self.low.shape[1] * 8 // (2 if self.bits == 3 else self.bits)
+        codes = self._codes(rows)
+        if self.norms is None or self.scale is None:
+            raise ValueError(f"{self.bits}-bit codes need norms and a scale")
+        turned = book(self.bits).to(codes.device)[codes.long()] * self.norms[rows].double()[:, None]
+        plain = (turned @ rotation(dim).to(codes.device)) / self.scale[head].double()
+        return plain if self.mean is None else plain + self.mean[head].double()
+
+    def _codes(self, rows: Tensor) -> Tensor:
+        if self.high is None:
+            return expanded(self.low[rows], self.bits)
+        return expanded(self.low[rows], 2) | expanded(self.high[rows], 1) << 2
+
+
+def empty(bits: int, rows: int, dim: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Zeroed (low, high, norms) for so many slots; parts a code does not have are left out as empty tensors.
+
+    3-bit codes keep their last bit apart: then a tile of either part is one run of bytes.
+    """
+    none = torch.empty(0, dtype=torch.uint8, device=device)
+    if bits >= 16:
+        return torch.zeros(rows, dim, dtype=dtype, device=device), none, none
+    width = 2 if bits == 3 else bits
+    low = torch.zeros(rows, dim * width // 8, dtype=torch.uint8, device=device)
+    high = torch.zeros(rows, dim // 8, dtype=torch.uint8, device=device) if bits == 3 else none
+    return low, high, torch.zeros(rows, dtype=torch.float16, device=device)
+
+
+def row_bytes(bits: int, dim: int) -> int:
+    """Bytes of one slot, its norm included.
+
+    >>> row_bytes(16, 64), row_bytes(4, 64), row_bytes(3, 64)
+    (128, 34, 26)
+    """
+    return dim * bits // 8 + (2 if bits < 16 else 0)
+
+
+@triton.jit
+def level(code, BITS: tl.constexpr):
+    """What codes uint8 stand for, float32, before their norm.
+
+    The levels are an odd polynomial of the code: a look-up would load, and selecting among 16 takes as many
+    operations. Exact for 2 and 3 bits; within 3.1e-5 of each 4-bit level, an eighth of what float16 then rounds away.
+    """
+    x = code.to(tl.float32) - (128.0 if BITS == 8 else 2 ** (BITS - 1) - 0.5)
+    if BITS == 8:
+        return x
+    s = x * x
+    if BITS == 2:
+        return x * (0.8928869438 + s * 0.05069250157)
+    if BITS == 3:
+        return x * (0.48854129826 + s * (6.562218825e-3 + s * (9.98714462e-5 + s * 1.68235711e-5)))
+    y = 3.132619899e-7 + s * (-7.331708557e-9 + s * 1.0514275561e-10)
+    return x * (0.25654446679 + s * (9.503919805e-4 + s * (4.034897538e-6 + s * y)))
+
+
+@triton.jit
+def turn(x, DIM: tl.constexpr):
+    """Rows [rows, n] times the Hadamard rotation of heads of DIM; n >= DIM, zeros past it. It is its own inverse."""
+    BLOCK: tl.constexpr = DIM & -DIM
+    LOG: tl.constexpr = (
+        (BLOCK > 1)
+        + (BLOCK > 2)
+        + (BLOCK > 4)
+        + (BLOCK > 8)
+        + (BLOCK > 16)
+        + (BLOCK > 32)
+        + (BLOCK > 64)
+        + (BLOCK > 128)
+        + (BLOCK > 256)
+    )
+    ROWS: tl.constexpr = x.shape[0] * x.shape[1] // BLOCK
+    y = tl.reshape(x, [ROWS, BLOCK])
+    for _ in tl.static_range(LOG):  # each stage takes the lowest bit of the index and puts it on top
+        a, b = tl.split(tl.reshape(y, [ROWS, BLOCK // 2, 2]))
+        y = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), [ROWS, BLOCK])
+    return tl.reshape(y, [x.shape[0], x.shape[1]]) * (BLOCK**-0.5)

@@ -3,10 +3,11 @@
 import triton
 import triton.language as tl
 
+from .numerics import dot, rounded
 from .packing import load_codes
 from .ragged import FIELDS as _FIELDS
 from .ragged import GRAIN as _GRAIN
-from .rotated import level, turn
+from .rotated import level, spread, turn
 
 GRAIN = tl.constexpr(_GRAIN)
 FIELDS = tl.constexpr(_FIELDS)
@@ -38,7 +39,7 @@ def load_slots(
     if BITS >= 16:
         return load_floats(low + row * STRIDE, live, DIM, BLOCK_D), tl.where(live, 1.0, 0.0)
     codes = load_codes(low + row * STRIDE, high + row * HIGH_STRIDE, live, BITS, DIM, BLOCK_D)
-    return level(codes, BITS), tl.load(norms + row, mask=live, other=0.0).to(tl.float32)
+    return level(codes, BITS), tl.load(norms + row, mask=live, other=0.0).to(tl.float32) * (1.0 / spread(BITS))
 
 
 @triton.jit
@@ -57,7 +58,7 @@ def absorb(scores, values, norms, top, mass, acc, DOT: tl.constexpr):
     base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet: -inf less -inf would be NaN
     p = tl.exp2(scores - base[:, None])
     keep = tl.exp2(top - base)
-    acc = tl.dot((p * norms[None, :]).to(DOT), values.to(DOT), acc * keep[:, None], input_precision="ieee")
+    acc = dot(rounded(p * norms[None, :], DOT), values.to(DOT), acc * keep[:, None])
     return higher, mass * keep + tl.sum(p, 1), acc
 
 
@@ -122,6 +123,7 @@ def decode_kernel(
     V_DOT: tl.constexpr = CODED if (QUERY == tl.float32 or V_BITS < 16) else v_low.dtype.element_ty
     m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     inside = (m < GROUP)[:, None] & (d < DIM)[None, :]
+    by = scale * LOG2_E
     at = start
     while at < stop:
         record = records + pair * FIELDS
@@ -132,14 +134,15 @@ def decode_kernel(
         until = tl.minimum(end, stop)
 
         place = query.to(tl.int64) * GROUP * DIM + m[:, None] * DIM + d[None, :]
-        x = tl.load(q + place, mask=inside, other=0.0).to(tl.float32) * (scale * LOG2_E)
+        x = tl.load(q + place, mask=inside, other=0.0)
         turned, shift = x, tl.zeros([BLOCK_M], tl.float32)
         if K_BITS < 16:
+            plain = x.to(tl.float32) * by
             factor = tl.load(k_scale + head * DIM + d, mask=d < DIM, other=1.0).to(tl.float32)
-            turned = turn(x / factor[None, :], DIM)
+            turned = turn(plain / factor[None, :], DIM)
             if SINK_WEIGHT > 0:  # without sinks it is the same for all scores of a query
                 mean = tl.load(k_mean + head * DIM + d, mask=d < DIM, other=0.0).to(tl.float32)
-                shift = tl.sum(x * mean[None, :], 1)
+                shift = tl.sum(plain * mean[None, :], 1)
         turned = turned.to(K_DOT)
         top = tl.full([BLOCK_M], float("-inf"), tl.float32)
         mass = tl.zeros([BLOCK_M], tl.float32)
@@ -155,11 +158,11 @@ def decode_kernel(
                 key = load_floats(k_sinks + there, live, DIM, BLOCK_D)
                 value = load_floats(v_sinks + there, live, DIM, BLOCK_D)
                 S_DOT: tl.constexpr = tl.float32 if QUERY == tl.float32 else k_sinks.dtype.element_ty
-                scores = tl.dot(x.to(S_DOT), tl.trans(key.to(S_DOT)), input_precision="ieee")
-                scores = tl.where(live[None, :], scores, float("-inf"))
+                scores = dot(x.to(S_DOT), tl.trans(key.to(S_DOT)), tl.zeros([BLOCK_M, SINK_TILE], tl.float32))
+                scores = tl.where(live[None, :], scores * by, float("-inf"))
                 if V_BITS < 16:
-                    by = tl.load(v_scale + head * DIM + d, mask=d < DIM, other=1.0).to(tl.float32)
-                    value = turn(value.to(tl.float32) * by[None, :], DIM)
+                    factor = tl.load(v_scale + head * DIM + d, mask=d < DIM, other=1.0).to(tl.float32)
+                    value = turn(value.to(tl.float32) * factor[None, :], DIM)
                 one = tl.where(live, 1.0, 0.0)
                 top, mass, acc = absorb(scores, value, one, top, mass, acc, V_DOT)
 
@@ -171,8 +174,9 @@ def decode_kernel(
             key, k_norm = load_slots(
                 k_low, k_high, k_norms, there, live, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D
             )
-            scores = tl.dot(turned, tl.trans(key.to(K_DOT)), input_precision="ieee")
-            scores = tl.where(live[None, :], scores * k_norm[None, :] + shift[:, None], float("-inf"))
+            scores = dot(turned, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+            scores = scores * (by if K_BITS >= 16 else k_norm[None, :]) + shift[:, None]
+            scores = tl.where(live[None, :], scores, float("-inf"))
             value, v_norm = load_slots(
                 v_low, v_high, v_norms, there, live, V_BITS, V_STRIDE, V_HIGH_STRIDE, DIM, BLOCK_D
             )
@@ -180,7 +184,7 @@ def decode_kernel(
 
         if (at == begin) & (until == end):
             x = finished(acc, mass, v_scale, head, V_BITS, DIM, BLOCK_D)
-            tl.store(out + place, x.to(out.dtype.element_ty), mask=inside)
+            tl.store(out + place, rounded(x, out.dtype.element_ty), mask=inside)
         else:
             part = 2 * program + tl.where(at == start, 0, 1)
             there = part * GROUP + m
@@ -235,4 +239,4 @@ def merge_kernel(
         top = higher
     x = finished(acc[None, :], mass, v_scale, head, V_BITS, DIM, BLOCK_D)
     place = (query.to(tl.int64) * GROUP + member) * DIM + d
-    tl.store(out + place[None, :], x.to(out.dtype.element_ty), mask=(d < DIM)[None, :])
+    tl.store(out + place[None, :], rounded(x, out.dtype.element_ty), mask=(d < DIM)[None, :])

@@ -37,18 +37,23 @@ def load_slots(
 ):
     """Slots as numbers [n, BLOCK_D] in the space they are stored in, and their norms [n] (1 for floats)."""
     if BITS >= 16:
-        return load_floats(low + row * STRIDE, live, DIM, BLOCK_D), tl.where(live, 1.0, 0.0)
-    codes = load_codes(low + row * STRIDE, high + row * HIGH_STRIDE, live, BITS, DIM, BLOCK_D)
-    return level(codes, BITS), tl.load(norms + row, mask=live, other=0.0).to(tl.float32) * (1.0 / spread(BITS))
+        numbers = load_floats(low + row * STRIDE, live, DIM, BLOCK_D)
+        sizes = tl.where(live, 1.0, 0.0)
+    else:
+        numbers = level(load_codes(low + row * STRIDE, high + row * HIGH_STRIDE, live, BITS, DIM, BLOCK_D), BITS)
+        sizes = tl.load(norms + row, mask=live, other=0.0).to(tl.float32) * (1.0 / spread(BITS))
+    return numbers, sizes
 
 
 @triton.jit
 def slot_rows(table, row, slot, live, PAGE: tl.constexpr):
     """Rows of the pool that hold the slots of a pair: a run from `row`, or through its page table there."""
     if PAGE == 0:
-        return row.to(tl.int64) + slot
-    page = tl.load(table + row + slot // PAGE, mask=live, other=0)
-    return page.to(tl.int64) * PAGE + slot % PAGE
+        rows = row.to(tl.int64) + slot
+    else:
+        page = tl.load(table + row + slot // PAGE, mask=live, other=0)
+        rows = page.to(tl.int64) * PAGE + slot % PAGE
+    return rows
 
 
 @triton.jit
@@ -183,14 +188,14 @@ def decode_kernel(
             top, mass, acc = absorb(scores, value, v_norm, top, mass, acc, V_DOT)
 
         if (at == begin) & (until == end):
-            x = finished(acc, mass, v_scale, head, V_BITS, DIM, BLOCK_D)
-            tl.store(out + place, rounded(x, out.dtype.element_ty), mask=inside)
+            made = finished(acc, mass, v_scale, head, V_BITS, DIM, BLOCK_D)
+            tl.store(out + place, rounded(made, out.dtype.element_ty), mask=inside)
         else:
             part = 2 * program + tl.where(at == start, 0, 1)
-            there = part * GROUP + m
-            tl.store(partial + there[:, None] * DIM + d[None, :], acc, mask=inside)
-            tl.store(stats + 2 * there, top, mask=m < GROUP)
-            tl.store(stats + 2 * there + 1, mass, mask=m < GROUP)
+            left = part * GROUP + m
+            tl.store(partial + left[:, None] * DIM + d[None, :], acc, mask=inside)
+            tl.store(stats + 2 * left, top, mask=m < GROUP)
+            tl.store(stats + 2 * left + 1, mass, mask=m < GROUP)
         at = until
         pair += 1
 

@@ -70,24 +70,20 @@ def store_plane(at, live, x, WIDTH: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl
 @triton.jit
 def load_codes(low, high, live, BITS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Codes uint8 [rows, BLOCK_D] of rows whose low and high parts begin at `low` and `high` [rows]."""
-    if BITS == 3:
-        return load_plane(low, live, 2, DIM, BLOCK_D) | (load_plane(high, live, 1, DIM, BLOCK_D) << 2)
-    if BITS == 5:
-        return load_plane(low, live, 4, DIM, BLOCK_D) | (load_plane(high, live, 1, DIM, BLOCK_D) << 4)
-    return load_plane(low, live, BITS, DIM, BLOCK_D)
+    LOW: tl.constexpr = 2 if BITS == 3 else 4 if BITS == 5 else BITS
+    codes = load_plane(low, live, LOW, DIM, BLOCK_D)
+    if BITS > LOW:
+        codes |= load_plane(high, live, 1, DIM, BLOCK_D) << LOW
+    return codes
 
 
 @triton.jit
 def store_codes(low, high, live, codes, BITS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Write codes uint8 [rows, BLOCK_D]: the inverse of `load_codes`."""
-    if BITS == 3:
-        store_plane(low, live, codes & 3, 2, DIM, BLOCK_D)
-        store_plane(high, live, codes >> 2, 1, DIM, BLOCK_D)
-    elif BITS == 5:
-        store_plane(low, live, codes & 15, 4, DIM, BLOCK_D)
-        store_plane(high, live, codes >> 4, 1, DIM, BLOCK_D)
-    else:
-        store_plane(low, live, codes, BITS, DIM, BLOCK_D)
+    LOW: tl.constexpr = 2 if BITS == 3 else 4 if BITS == 5 else BITS
+    store_plane(low, live, codes & (2**LOW - 1), LOW, DIM, BLOCK_D)
+    if BITS > LOW:
+        store_plane(high, live, codes >> LOW, 1, DIM, BLOCK_D)
 
 
 @triton.jit

@@ -144,15 +144,15 @@ def level(code, BITS: tl.constexpr):
     operations. Exact for 2 and 3 bits; within 3.1e-5 of each 4-bit level.
     """
     x = code.to(tl.float32) - (128.0 if BITS == 8 else 2 ** (BITS - 1) - 0.5)
-    if BITS == 8:
-        return x
     s = x * x
     if BITS == 2:
-        return x * (1.513673288 + s * 0.08593684347)
-    if BITS == 3:
-        return x * (0.5591306304 + s * (0.007510393823 + s * (0.0001143018714 + s * 1.925440867e-05)))
-    y = 3.947633618e-07 + s * (-9.239199172e-09 + s * 1.324977463e-10)
-    return x * (0.3232896407 + s * (0.001197655462 + s * (5.084656831e-06 + s * y)))
+        x *= 1.513673288 + s * 0.08593684347
+    elif BITS == 3:
+        x *= 0.5591306304 + s * (0.007510393823 + s * (0.0001143018714 + s * 1.925440867e-05))
+    elif BITS == 4:
+        y = 3.947633618e-07 + s * (-9.239199172e-09 + s * 1.324977463e-10)
+        x *= 0.3232896407 + s * (0.001197655462 + s * (5.084656831e-06 + s * y))
+    return x
 
 
 @triton.jit

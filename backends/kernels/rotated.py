@@ -33,6 +33,12 @@ def book(bits: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.cat([-half.flip(0), half])
 
 
+def edges(bits: int) -> Tensor:
+    """What lies between the levels of a codebook, float32, as the runner rounds it."""
+    levels = book(bits, torch.float32)
+    return (levels[1:] + levels[:-1]) / 2
+
+
 def rotation(dim: int) -> Tensor:
     """The orthogonal rotation [dim, dim] in float64: Hadamard blocks of the largest power of two that divides dim."""
     block = dim & -dim
@@ -83,6 +89,11 @@ class Stored:
             mean,
             self.low if self.scale is None else self.scale,
         )
+
+    def written(self) -> dict[str, Tensor]:
+        """The tensors that new tokens are written to, by field."""
+        parts = {"low": self.low, "high": self.high, "norms": self.norms, "sinks": self.sinks}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def vectors(self, rows: Tensor, head: int) -> Tensor:
         """What slots stand for, [n, head_dim] float64, in the plain space."""
@@ -136,6 +147,14 @@ def row_bytes(bits: int, dim: int) -> int:
     return dim * bits // 8 + (2 if bits < 16 else 0)
 
 
+BOOK_2 = tl.constexpr(tuple(book(2, torch.float32).tolist()))
+BOOK_3 = tl.constexpr(tuple(book(3, torch.float32).tolist()))
+BOOK_4 = tl.constexpr(tuple(book(4, torch.float32).tolist()))
+EDGES_2 = tl.constexpr(tuple(edges(2).tolist()))
+EDGES_3 = tl.constexpr(tuple(edges(3).tolist()))
+EDGES_4 = tl.constexpr(tuple(edges(4).tolist()))
+
+
 @triton.jit
 def level(code, BITS: tl.constexpr):
     """What codes uint8 stand for, float32, before their norm and times `spread`.
@@ -184,3 +203,32 @@ def turn(x, DIM: tl.constexpr):
         a, b = tl.split(tl.reshape(y, [ROWS, BLOCK // 2, 2]))
         y = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), [ROWS, BLOCK])
     return tl.reshape(y, [x.shape[0], x.shape[1]]) * (BLOCK**-0.5)
+
+
+@triton.jit
+def nearest(x):
+    """float32 numbers below 2**22 rounded to whole ones, ties to even."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def encode(z, BITS: tl.constexpr, DIM: tl.constexpr):
+    """Codes uint8 [rows, n] and norms float16 [rows] of vectors in their rotated space, float32 with zeros past DIM."""
+    if BITS == 8:
+        norm = tl.minimum(tl.maximum(tl.max(tl.abs(z), 1) / 127.0, 6e-8), 65504.0).to(tl.float16)
+        steps = nearest(tl.div_rn(z, tl.zeros_like(z) + norm.to(tl.float32)[:, None]))
+        code = tl.minimum(tl.maximum(steps, -127.0), 127.0) + 128.0
+    else:
+        size = tl.maximum(tl.sqrt_rn(tl.sum(z * z, 1) / DIM), 1e-30)
+        unit = tl.div_rn(z, tl.zeros_like(z) + size[:, None])
+        BOOK: tl.constexpr = BOOK_2 if BITS == 2 else BOOK_3 if BITS == 3 else BOOK_4
+        EDGES: tl.constexpr = EDGES_2 if BITS == 2 else EDGES_3 if BITS == 3 else EDGES_4
+        code = tl.zeros_like(z)
+        value = tl.zeros_like(z) + BOOK[0]
+        for i in tl.static_range(2**BITS - 1):
+            above = unit > EDGES[i]
+            code += tl.where(above, 1.0, 0.0)
+            value = tl.where(above, BOOK[i + 1], value)
+        value = tl.where((tl.arange(0, z.shape[1]) < DIM)[None, :], value, 0.0)
+        norm = tl.minimum(tl.sum(z * value, 1) / tl.sum(value * value, 1), 65504.0).to(tl.float16)
+    return code.to(tl.uint8), norm

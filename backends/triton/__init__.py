@@ -1,0 +1,1 @@
+"""Kernels for GPUs: compiled ahead of time, searched, written beside a plan, and checked without a GPU."""

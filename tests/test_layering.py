@@ -12,7 +12,7 @@ SIBLINGS = ("passes", "backends", "profiles")
 DRIVER = ("planner.compile", "planner.api", "planner.cli", "planner.__main__")
 RUNNERS = tuple(sorted((ROOT / "backends").glob("*/runner.py")))
 KERNELS = tuple(sorted((ROOT / "backends" / "kernels").glob("*.py")))
-IN_KERNELS = {"torch", "triton", *sys.stdlib_module_names}
+IN_KERNELS = {"numpy", "torch", "triton", *sys.stdlib_module_names}
 IN_ARTEFACTS = {"torch", "numpy", "onnxruntime", "transformers", "tokenizers", "safetensors", *sys.stdlib_module_names}
 IN_HELP = {"click", *sys.stdlib_module_names}
 
@@ -99,7 +99,8 @@ def test_what_is_copied_into_artefacts_stands_alone(path: Path) -> None:
 def test_kernels_know_only_one_another(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1 and (path.parent / f"{node.module}.py").exists(), node.module
+            beside = [alias.name for alias in node.names] if node.module is None else [node.module]
+            assert node.level == 1 and all((path.parent / f"{name}.py").exists() for name in beside), beside
         elif isinstance(node, ast.Import | ast.ImportFrom):
             assert {name.partition(".")[0] for name in imports([node])} <= IN_KERNELS
 

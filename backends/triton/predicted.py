@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
+from backends.triton.chips import chip
 from backends.triton.report import Resources
 from planner.errors import InputError
 from planner.hardware import HardwareProfile
@@ -37,12 +38,13 @@ class Gpu:
 
 
 def gpu(hardware: HardwareProfile) -> Gpu:
-    """A target's figures; InputError where its chip is not described."""
+    """A target's figures; InputError where its chip is not described, or kernels are not compiled for it."""
     if hardware.operators is None:
         raise InputError(
             f"target {hardware.name}: describes no chip, so there is no architecture to compile kernels for"
         )
     sheet = hardware.operators.sheet
+    chip(sheet.architecture)
     return Gpu(
         hardware.name,
         sheet.architecture,

@@ -91,7 +91,10 @@ class DroppedVariant:
 
 @dataclass(frozen=True, slots=True)
 class FoundKernel:
-    """The best variants of a use for a target, best first; none where all were dropped."""
+    """The best variants of a use for a target, best first, of `ranked` that run there well.
+
+    None is kept where all were dropped, or the module has no kernel for the shape (`refused`).
+    """
 
     module: str
     shape: str
@@ -99,6 +102,14 @@ class FoundKernel:
     kept: tuple[KeptVariant, ...]
     ranked: int
     dropped: tuple[DroppedVariant, ...]
+    refused: str = ""
+
+    @property
+    def without(self) -> str:
+        """Why no variant is kept, or nothing."""
+        if self.kept:
+            return ""
+        return self.refused or "; ".join(dict.fromkeys(each.reason for each in self.dropped))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +124,12 @@ class _Spelled:
     work: Work
 
 
-_Space = list[tuple[Variant, tuple[_Spelled, ...]]]
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """A use's variants with their launches, or why there are none."""
+
+    variants: tuple[tuple[Variant, tuple[_Spelled, ...]], ...]
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +163,13 @@ class Search:
     def _spaces(self, crew: Crew, uses: Sequence[Use], progress: Progress) -> dict[Use, _Space]:
         requests = [self._request("spell", each) for each in uses]
         replies = crew.ask_all(requests, lambda done: progress("kernel variants", done, len(requests)))
-        return {
-            each: [_variant(cast(Mapping[str, object], entry)) for entry in _answered(reply)]
-            for each, reply in zip(uses, replies, strict=True)
-        }
+        return {each: _space(_answered(reply)) for each, reply in zip(uses, replies, strict=True)}
 
     def _compile(self, crew: Crew, spaces: Mapping[Use, _Space], progress: Progress) -> None:
         """Compile what the store has not, each key once."""
         wanted: dict[str, dict[str, object]] = {}
         for each, space in spaces.items():
-            for number, (_, launches) in enumerate(space):
+            for number, (_, launches) in enumerate(space.variants):
                 for launch in launches:
                     if launch.key not in wanted and self.store.record(launch.key) is None:
                         place = {"variant": number, "launch": launch.at, "key": launch.key}
@@ -170,7 +183,7 @@ class Search:
     def _ranked(self, use: Use, space: _Space) -> FoundKernel:
         kept: list[KeptVariant] = []
         dropped: list[DroppedVariant] = []
-        for variant, launches in space:
+        for variant, launches in space.variants:
             records = [self._record(launch.key) for launch in launches]
             reason = next(
                 ((launch.kernel, r.dropped.reason) for launch, r in zip(launches, records, strict=True) if r.dropped),
@@ -183,7 +196,7 @@ class Search:
             kept.append(KeptVariant(variant, sum(each.predicted_s for each in priced), priced))
         kept.sort(key=lambda each: each.predicted_s)  # stable: what is predicted alike stays in the module's order
         best = tuple(kept[:KEPT_VARIANTS])
-        return FoundKernel(use.module, use.shape, self.gpu.architecture, best, len(kept), tuple(dropped))
+        return FoundKernel(use.module, use.shape, self.gpu.architecture, best, len(kept), tuple(dropped), space.refused)
 
     def _priced(self, variant: Variant, pair: tuple[_Spelled, CompiledKernel]) -> KeptLaunch:
         launch, record = pair
@@ -251,6 +264,14 @@ def _answered(reply: "list[object] | WorkerBroke") -> list[object]:
     if isinstance(reply, WorkerBroke):
         raise reply
     return reply
+
+
+def _space(reply: list[object]) -> _Space:
+    """A use's variants from a worker's reply."""
+    entries = [cast(Mapping[str, object], entry) for entry in reply]
+    if entries and "refused" in entries[0]:
+        return _Space((), str(entries[0]["refused"]))
+    return _Space(tuple(_variant(entry) for entry in entries))
 
 
 def _variant(entry: Mapping[str, object]) -> tuple[Variant, tuple[_Spelled, ...]]:

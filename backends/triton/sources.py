@@ -28,7 +28,9 @@ def closure(folder: Path, name: str) -> tuple[str, ...]:
             continue
         found.add(module)
         tree = ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
-        left += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                left += [alias.name for alias in node.names] if node.module is None else [node.module]
     return tuple(sorted(found))
 
 

@@ -41,8 +41,14 @@ def launches(request: Request) -> "list[tuple[Variant, tuple[Launch, ...]]]":
 
 
 def spell(request: Request) -> list[object]:
-    """The variants of a use, each launch with the key of its compilation and its work."""
+    """The variants of a use, each launch with the key of its compilation and its work; why, where there is no kernel
+    for such a shape."""
     from triton import __version__
+
+    try:
+        every = launches(request)
+    except ValueError as error:
+        return [{"refused": str(error)}]
 
     sha256 = sources.source_sha256(Path(str(request["folder"])), str(request["module"]))
     target = chip(str(request["chip"]))
@@ -63,7 +69,7 @@ def spell(request: Request) -> list[object]:
                 for launch in each
             ],
         }
-        for variant, each in launches(request)
+        for variant, each in every
     ]
 
 

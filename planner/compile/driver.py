@@ -11,6 +11,7 @@ from planner import artefact
 from planner.compile.contest import contest
 from planner.compile.correct import correct
 from planner.compile.emit import emit
+from planner.compile.kernels import plan_kernels
 from planner.compile.prepare import prepare
 from planner.compile.priced import baseline, planned, priced
 from planner.compile.retreat import Shipped, shipped
@@ -60,8 +61,10 @@ def compile_request(
         uniform = [priced(prepared, "uniform", space) for space in settings]
         rows = contest(prepared, asked, dense, uniform, plan, progress)
         ships = shipped(rows, request.goal, prepared.context.spec)
+    kernels = plan_kernels(prepared, ships.row.plan, progress)
+    notes = (*notes, *kernels.notes)
     report = CompileReport(
         rows, found.steps, str(out), prepared.context.hardware.name, ships.row.name, ships.why, notes
     )
-    emit(out, prepared, ships.row.plan, report)
+    emit(out, prepared, ships.row.plan, report, kernels)
     return report

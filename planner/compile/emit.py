@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from planner import artefact
+from planner.compile.kernels import PlanKernels
 from planner.compile.prepare import Prepared
 from planner.errors import VerificationFailed
 from planner.executor import Artifact
@@ -14,12 +15,13 @@ SPOKEN_TOKENS = 8
 REPORT_TEXT = "report.txt"
 
 
-def emit(out: Path, prepared: Prepared, plan: Plan, report: CompileReport) -> None:
+def emit(out: Path, prepared: Prepared, plan: Plan, report: CompileReport, kernels: PlanKernels) -> None:
     """Write the directory; where there are weights, what was written must speak as the plan that was verified did."""
     capabilities, text = prepared.context.capabilities, dump(plan)
     asked = prepared.exam
     files = (
         *(prepared.executor.emit(plan, prepared.checkpoint.spec) if asked is not None else ()),
+        *kernels.files,
         Artifact(artefact.PLAN, text.encode()),
         Artifact(artefact.REPORT, report.json_text().encode()),
         Artifact(REPORT_TEXT, (report.as_text() + "\n").encode()),

@@ -8,6 +8,7 @@ from passes.legalise import legal_choices
 from planner import artefact, cost
 from planner.compile.contest import contest
 from planner.compile.emit import emit
+from planner.compile.kernels import plan_kernels
 from planner.compile.prepare import Prepared, prepare
 from planner.compile.priced import baseline, priced
 from planner.compile.retreat import misses
@@ -53,8 +54,9 @@ def compile_given(
     else:
         rows = contest(prepared, asked, dense_plan, (), plan, progress)
     check_limits(rows[-1].plan, prepared.context, str(path))
-    report = CompileReport(rows, (), str(out), prepared.context.hardware.name, notes=notes)
-    emit(out, prepared, rows[-1].plan, report)
+    kernels = plan_kernels(prepared, rows[-1].plan, progress)
+    report = CompileReport(rows, (), str(out), prepared.context.hardware.name, notes=(*notes, *kernels.notes))
+    emit(out, prepared, rows[-1].plan, report, kernels)
     return report
 
 

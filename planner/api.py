@@ -1,4 +1,4 @@
-"""The Python API: compile, import, pareto, verify, run, profile, passes and backends, as functions with results.
+"""The Python API: compile, import, pareto, verify, check, run, profile, passes and backends, as functions with results.
 
     from planner import api
     from planner.config import load_request
@@ -26,6 +26,7 @@ from planner.serde import document, dump
 
 if TYPE_CHECKING:
     from planner.compile.bench import BenchReport
+    from planner.compile.check import CheckReport
     from planner.compile.importing import ImportReport
     from planner.front import Front
     from planner.published import PublishedFile
@@ -123,6 +124,13 @@ def verify(directory: Path, text: Path | None = None, documents: int = 8, progre
     from planner.compile.verification import verify_artefact
 
     return verify_artefact(directory, Verification(text, documents), progress)
+
+
+def check(directory: Path, quick: bool = False, progress: Progress = quiet) -> "CheckReport":
+    """Run an artefact's kernels in Triton's interpreter against their references: its plan's shapes and hostile ones."""
+    from planner.compile.check import check_artefact
+
+    return check_artefact(directory, quick, progress)
 
 
 def bench(

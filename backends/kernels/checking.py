@@ -102,22 +102,50 @@ def error(got: object, wanted: object) -> float:
 
 
 def planned() -> list[dict[str, object]]:
-    """Every use of the plan beside these kernels, with its best variant; none where there is no plan."""
-    path = HERE / "layers.json"
-    if not path.is_file():
-        return []
+    """The plan's uses of these kernels, each with its best variant and its flop; none where there is no plan.
+
+    A variant that is kept, but nowhere as the best, runs at the smallest shape that keeps it.
+    """
+    from dataclasses import asdict
+
+    from .planned import uses
+
+    found = []
+    for name in modules():
+        module = _module(name)
+        left = {}
+        kept = [use for use in uses(name, HERE) if use.variants]
+        sized = sorted(((_flop(module, use), use) for use in kept), key=lambda pair: pair[0])
+        for flop, use in sized:
+            for variant in use.variants:
+                left.setdefault(variant, (flop, use.shape))
+        for flop, use in sized:
+            left.pop(use.variants[0], None)
+            found.append((name, use.shape, use.variants[0], flop))
+        found += [(name, shape, variant, flop) for variant, (flop, shape) in left.items()]
     return [
-        {"module": use["module"], "shape": use["shape"], "variant": use["variants"][0], "dtype": DTYPES[0]}
-        for use in json.loads(path.read_text(encoding="utf-8"))["uses"]
-        if use["variants"]
+        {"module": name, "shape": shape, "variant": asdict(variant), "dtype": DTYPES[0], "flop": flop}
+        for name, shape, variant, flop in found
     ]
 
 
+def _flop(module: object, use: object) -> int:
+    launches = module.launches(module.Shape(**tuples(use.shape)), use.variants[0])
+    return sum(launch.flop for launch in launches)
+
+
 def serve(asked: TextIO, replies: TextIO) -> None:
-    """Answer until the input ends: {"list": module} with its hostile cases, a case with its result."""
+    """Answer until the input ends: {"do": "hostile", "module": name} with its cases, "planned" with the plan's, and a
+    case with its result."""
     for line in asked:
         request = json.loads(line)
-        reply = cases(request["list"]) if "list" in request else [run(request)]
+        do = request.pop("do")
+        if do == "modules":
+            reply: list[object] = [*modules()]
+        elif do == "hostile":
+            reply = [*cases(request["module"])]
+        else:
+            reply = [*planned()] if do == "planned" else [run(request)]
         print(json.dumps(reply), file=replies, flush=True)
 
 

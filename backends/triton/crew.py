@@ -5,34 +5,55 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import cast
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The directory that holds the `backends` package."""
-
 MOST_WORKERS = 16
 """Each holds torch and a compiler, about a gigabyte."""
 
 Reply = list[object]
+"""What a worker answers: always a list."""
 
 
 class WorkerBroke(Exception):
-    """A worker ended without an answer: by a signal (below 0), or with an error of ours."""
+    """A worker ended without an answer: crashed by a signal, or with an error that it told on its error stream."""
 
     def __init__(self, code: int, told: str) -> None:
         super().__init__(f"a kernel worker ended with code {code}: {told}")
         self.code = code
+        self.told = told
+
+    @property
+    def crashed(self) -> bool:
+        """Whether a signal ended it."""
+        return self.code < 0
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        return f"crashed with signal {-self.code}" if self.crashed else self.told.splitlines()[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker runs: `python -m module arguments` with modules found under `path`, and these variables set."""
+
+    module: str
+    path: Path
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Worker:
     """One process, started when it is first asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._process: subprocess.Popen[str] | None = None
         self._told = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by end()
 
@@ -59,16 +80,16 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
-        # One thread each: the crew is what runs in parallel.
-        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        # One thread each: the crew is what runs in parallel. An artefact is left as it is.
+        environment |= {"PYTHONPATH": str(self._job.path), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._told = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by end()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "backends.triton.worker"],
+            [sys.executable, "-P", "-m", self._job.module, *self._job.arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._told,
             text=True,
-            env=environment,
+            env=environment | dict(self._job.environment),
         )
         return self._process
 
@@ -87,25 +108,27 @@ class Worker:
 class Crew:
     """As many workers as this process may use cores; a context that ends them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: Job) -> None:
         self._count = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-        self._workers = [Worker() for _ in range(self._count)]
+        self._workers = [Worker(job) for _ in range(self._count)]
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(self._count)
 
     def ask_all(self, requests: Sequence[object], done: Callable[[int], None]) -> list[Reply | WorkerBroke]:
-        """The replies in the order of the requests; `done` is told how many there are, as they come."""
+        """The replies in the order of the requests, or how a worker ended at one; `done` is told how many there are."""
         futures = [self._threads.submit(self._ask, request) for request in requests]
         for count, _ in enumerate(as_completed(futures), 1):
             done(count)
-        return [_reply(future) for future in futures]
+        return [future.result() for future in futures]
 
-    def _ask(self, request: object) -> Reply:
+    def _ask(self, request: object) -> Reply | WorkerBroke:
         worker = self._idle.get()
         try:
             return worker.ask(request)
+        except WorkerBroke as broke:
+            return broke
         finally:
             self._idle.put(worker)
 
@@ -120,13 +143,3 @@ class Crew:
         for worker in self._workers:
             worker.end()
         self._threads.shutdown()
-
-
-def _reply(future: "Future[Reply]") -> Reply | WorkerBroke:
-    """A reply; a crash of the compiler is one too, an error of ours is raised."""
-    try:
-        return future.result()
-    except WorkerBroke as broke:
-        if broke.code >= 0:
-            raise
-        return broke

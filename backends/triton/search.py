@@ -10,7 +10,7 @@ from typing import cast
 
 from backends.triton import sources
 from backends.triton.chips import chip
-from backends.triton.crew import Crew, WorkerBroke
+from backends.triton.crew import Crew, Job, WorkerBroke
 from backends.triton.predicted import Gpu, Work, seconds, waves
 from backends.triton.report import Dropped, Resources
 from backends.triton.store import LAYOUT, CompiledKernel, Store
@@ -18,6 +18,8 @@ from planner.errors import InputError
 from planner.executor import Progress
 from planner.files import read_text, write_text
 from planner.serde import build, dump_json
+
+COMPILER = Job("backends.triton.worker", Path(__file__).resolve().parents[2])
 
 KEPT_VARIANTS = 4
 """Kept for a choice by timing on the first run where a GPU is present."""
@@ -152,7 +154,7 @@ class Search:
         left = [each for each in dict.fromkeys(uses) if each not in found]
         if not left:
             return found
-        with Crew() as crew:
+        with Crew(COMPILER) as crew:
             spaces = self._spaces(crew, left, progress)
             self._compile(crew, spaces, progress)
         for each, space in spaces.items():
@@ -177,8 +179,10 @@ class Search:
         stage = f"kernels compiled for {self.gpu.name}"
         replies = crew.ask_all(list(wanted.values()), lambda done: progress(stage, done, len(wanted)))
         for key, reply in zip(wanted, replies, strict=True):
-            if isinstance(reply, WorkerBroke):
-                self.store.keep(key, Dropped(f"the compiler crashed with signal {-reply.code}"))
+            if isinstance(reply, WorkerBroke) and reply.crashed:
+                self.store.keep(key, Dropped(f"the compiler {reply.reason}"))
+            else:
+                _answered(reply)
 
     def _ranked(self, use: Use, space: _Space) -> FoundKernel:
         kept: list[KeptVariant] = []
@@ -260,7 +264,7 @@ def check_compiler() -> None:
         raise InputError("kernels are compiled by triton, which is not installed here; pip install triton (Linux only)")
 
 
-def _answered(reply: "list[object] | WorkerBroke") -> list[object]:
+def _answered(reply: list[object] | WorkerBroke) -> list[object]:
     if isinstance(reply, WorkerBroke):
         raise reply
     return reply

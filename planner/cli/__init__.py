@@ -14,6 +14,7 @@ COMMANDS = (
     "compile",
     "pareto",
     "verify",
+    "check",
     "bench",
     "run",
     "serve",

@@ -92,11 +92,12 @@ def as_problem(space: Space, table: PriceTable) -> Problem:
         sites, most = tuple(number[site] for site in constraint.sites), getattr(constraint, "most", 1)
         if constraint.attribute == "kernel" and most == table.classes and sites in layers:
             continue  # There already, with who pays.
-        own, values = labels(space, constraint.sites, constraint.attribute)
+        kinds, values = labels(space, constraint.sites, constraint.attribute)
         if isinstance(constraint, AtMostDistinct) and None in values:
-            sites, own, most = (*sites, len(number) + len(paying) + witnesses), (*own, (values[None],)), most + 1
+            sites, kinds = (*sites, len(number) + len(paying) + witnesses), (*kinds, (values[None],))
+            most += 1
             witnesses += 1
-        at_most.append(AtMost(sites, own, most))
+        at_most.append(AtMost(sites, kinds, most))
     tolls = [further * table.class_toll for count in paying for further in range(count)]
     return Problem(
         groups=(*table.groups, *paying, *(1,) * witnesses),

@@ -27,6 +27,7 @@ from planner.serde import document, dump
 if TYPE_CHECKING:
     from planner.compile.bench import BenchReport
     from planner.compile.check import CheckReport
+    from planner.compile.exporting import ExportReport
     from planner.compile.importing import ImportReport
     from planner.front import Front
     from planner.published import PublishedFile
@@ -69,6 +70,22 @@ def compile_plan(
     from planner.compile.given import compile_given
 
     return compile_given(request, plan, target=target, out=out, backend=backend, seed=seed, progress=progress)
+
+
+def export(
+    request: Request,
+    plan: Path,
+    *,
+    backend: str,
+    out: Path,
+    target: str = "local",
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> "ExportReport":
+    """Write the nearest plan that a runtime carries to one made for another: an artefact's, or a plan document."""
+    from planner.compile.exporting import export_plan
+
+    return export_plan(request, plan, backend=backend, target=target, out=out, seed=seed, progress=progress)
 
 
 def import_plan(

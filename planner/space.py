@@ -8,7 +8,7 @@ Passes map a space to a space: `widen` offers more, `narrow` drops. Nothing here
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from planner.errors import InvalidSpace
 
@@ -290,7 +290,10 @@ class Space:
         return {site: choices[0] for site, choices in self.candidates.items()}
 
 
-def violated(chosen: Chosen, constraints: Iterable[Constraint]) -> Constraint | None:
+C = TypeVar("C", bound=Constraint)
+
+
+def violated(chosen: Chosen, constraints: Iterable[C]) -> C | None:
     """The first constraint that a full choice breaks, or None."""
     for constraint in constraints:
         match constraint:

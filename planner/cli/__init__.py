@@ -21,6 +21,8 @@ COMMANDS = (
     "explain",
     "diff",
     "import",
+    "export",
+    "inspect",
     "profile",
     "validate",
     "targets",

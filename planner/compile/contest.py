@@ -23,12 +23,24 @@ def contest(
         for name in (*candidates, "planned"):
             results[name] = examiner.take(name, prepared.executor.open(plans[name]))
         best = best_uniform({name: results[name] for name in candidates}, request.goal)
+        names = ("dense", *best, "planned")
+        told = {name: "uniform" if name in best else name for name in names}
+        if not prepared.context.capabilities.executes_here:
+            return tuple(untimed(told[name], plans[name], results[name]) for name in names)
         # Opened again rather than kept: each may hold its own weights, and only these need to be there at once.
-        racing = {name: prepared.executor.open(plans[name]) for name in ("dense", *best, "planned")}
+        racing = {name: prepared.executor.open(plans[name]) for name in names}
         timings = race(racing, asked.documents[0], request.workload, progress)
-    told = {name: "uniform" if name in best else name for name in racing}
     local = prepared.local
-    return tuple(row(told[name], plans[name], results[name], timings[name], local) for name in racing)
+    return tuple(row(told[name], plans[name], results[name], timings[name], local) for name in names)
+
+
+def untimed(name: str, plan: Plan, result: Measured) -> Row:
+    """A plan of a runtime that is not here: its loss in that runtime's numbers, its bytes as predicted, no seconds."""
+    costs = result.costs("loss measured here in the runtime's numbers, bytes predicted, nothing timed")
+    if plan.predicted is not None:
+        kv_bytes, weight_bytes = plan.predicted.kv_bytes, plan.predicted.weight_bytes
+        costs = replace(costs, kv_bytes=kv_bytes, weight_bytes=weight_bytes, memory_bytes=kv_bytes + weight_bytes)
+    return Row(name, replace(plan, measured=costs, quality_verified=True, speed_measured=False), result)
 
 
 def row(name: str, plan: Plan, result: Measured, timings: Sequence[Timing], local: bool) -> Row:

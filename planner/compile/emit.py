@@ -1,6 +1,7 @@
 """Write what was planned: an artefact that runs, or for a model without weights a plan and its report alone."""
 
 from pathlib import Path
+from typing import Protocol
 
 from planner import artefact
 from planner.compile.kernels import PlanKernels
@@ -8,15 +9,22 @@ from planner.compile.prepare import Prepared
 from planner.errors import VerificationFailed
 from planner.executor import Artifact
 from planner.plan import Plan, sha256
-from planner.report import CompileReport
 from planner.serde import dump
 
 SPOKEN_TOKENS = 8
 REPORT_TEXT = "report.txt"
 
 
-def emit(out: Path, prepared: Prepared, plan: Plan, report: CompileReport, kernels: PlanKernels) -> None:
-    """Write the directory; where there are weights, what was written must speak as the plan that was verified did."""
+class Report(Protocol):
+    """What a command tells of what it did, as it is written beside the plan."""
+
+    def json_text(self) -> str: ...
+
+    def as_text(self) -> str: ...
+
+
+def emit(out: Path, prepared: Prepared, plan: Plan, report: Report, kernels: PlanKernels) -> None:
+    """Write the directory; what runs here must speak, once written, as the plan that was verified did."""
     capabilities, text = prepared.context.capabilities, dump(plan)
     asked = prepared.exam
     files = (
@@ -28,7 +36,7 @@ def emit(out: Path, prepared: Prepared, plan: Plan, report: CompileReport, kerne
     )
     header = artefact.Header(capabilities.runtime, capabilities.version, sha256(text), plan.provenance.planner_version)
 
-    if asked is None:
+    if asked is None or not capabilities.executes_here:
         artefact.write(out, files, header)
         return
     # As long as the plan's context, so that every window binds.

@@ -22,7 +22,7 @@ from planner.plan import Plan
 from planner.report import CompileReport, Row
 from planner.request import Request
 from planner.serde import load_file
-from planner.space import AtMostDistinct, Choice, Full, KvChoice, Site, Space, attribute
+from planner.space import AtMostDistinct, Choice, Full, KvChoice, Site, Space, attribute, violated
 
 NOT_RUN = "without weights nothing is run: bytes and seconds are predicted, and the loss is unknown"
 
@@ -104,6 +104,12 @@ def carried(given: Plan, ctx: PassContext, where: str) -> Carried:
         chosen[site] = whole(legal[0] if legal else stored_as(default, choice), site, ctx)
     before = cost.total({**chosen, **there}, ctx.spec, ctx.workload, ctx.hardware)
     chosen, moved = in_classes(chosen, ctx)
+    broken = violated(chosen, ctx.capabilities.constraints(chosen))
+    if broken is not None:
+        raise InputError(
+            f"{where}: {ctx.capabilities.runtime} has one {broken.attribute} for {len(broken.sites)} sites from"
+            f" {broken.sites[0]} on, and the plan has several; planner export finds the nearest plan that it carries"
+        )
     after = cost.total(chosen, ctx.spec, ctx.workload, ctx.hardware)
     changed = f"KV cache {after.kv_bytes / 1e6:.2f} MB, where the plan has {before.kv_bytes / 1e6:.2f}"
     notes = list(differences(given, ctx))

@@ -7,6 +7,9 @@ from planner.errors import InputError
 from planner.executor import Artifact, Progress
 from planner.plan import Plan
 
+RUNTIMES = ("transformers", "none")
+"""Whose formats the kernels read; a plan for a bare config has transformers' and no runtime."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanKernels:
@@ -17,9 +20,10 @@ class PlanKernels:
 
 
 def plan_kernels(prepared: Prepared, plan: Plan, progress: Progress) -> PlanKernels:
-    """The kernels of a plan whose target is a GPU; none for a CPU, which runs no Triton."""
+    """The kernels of a plan whose target is a GPU; none for a CPU, which runs no Triton, nor for a runtime that has its
+    own."""
     hardware = prepared.context.hardware
-    if hardware.kind != "gpu":
+    if hardware.kind != "gpu" or prepared.context.capabilities.runtime not in RUNTIMES:
         return PlanKernels()
     from backends.triton.emit import kernel_files, summary
     from backends.triton.predicted import gpu

@@ -52,9 +52,8 @@ def storable(site: WeightSite, tensor: TensorSpec, ctx: PassContext) -> list[Wei
 
 
 def _fits(form: WeightFormat, tensor: TensorSpec, ctx: PassContext) -> bool:
-    if form.scheme in ("grouped", "block"):
-        return tensor.cols % form.group == 0
-    return form.bits <= ctx.hardware.float_bits
+    fitting = ctx.capabilities.fits(tensor, form)
+    return fitting and (form.scheme != "float" or form.bits <= ctx.hardware.float_bits)
 
 
 def _priced(site: WeightSite, form: WeightFormat, ctx: PassContext) -> bool:

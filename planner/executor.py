@@ -45,7 +45,8 @@ class Capabilities:
     windowed or full; "full" has none. `elastic`: windows may grow with the context. `sinks`: protected tokens stay
     beside a window. `kv_one`: where formats of keys, and of values, are one: nowhere, or over the model, "model or
     float" where a layer may keep floats instead. `weight_sets`: matrices of a layer that share a format, by the names
-    of their modules.
+    of their modules. `float_modules`: those whose matrices stay floats. `side_multiple`: what the rows and inputs of a
+    matrix in groups are a multiple of.
     """
 
     runtime: str
@@ -63,6 +64,8 @@ class Capabilities:
     sinks: bool = True
     kv_one: Literal["head", "model", "model or float"] = "head"
     weight_sets: tuple[tuple[str, ...], ...] = ()
+    float_modules: tuple[str, ...] = ()
+    side_multiple: int = 1
 
     def as_source(self, tensor: TensorSpec) -> WeightFormat | None:
         """The format that keeps a matrix's numbers as its source has them on a grid; None where it has no grid, or this
@@ -86,6 +89,15 @@ class Capabilities:
         """Whether a matrix can be stored so; one that is kept as its source has it only where it lies on a grid."""
         return form.scheme == self.native or form in self.weight_formats
 
+    def fits(self, tensor: TensorSpec, form: WeightFormat) -> bool:
+        """Whether this very matrix can be stored in a format that this runtime has and that rounds matrices."""
+        if form.scheme == "float":
+            return True
+        if _module(tensor.name) in self.float_modules:
+            return False
+        sides = tensor.rows % self.side_multiple == tensor.cols % self.side_multiple == 0
+        return not form.group or (tensor.cols % form.group == 0 and sides)
+
     def admits(self, chosen: Chosen) -> bool:
         """Whether a choice for every site is one that this runtime carries."""
         one_by_one = all(
@@ -108,8 +120,7 @@ class Capabilities:
 
     def _weight_set(self, site: WeightSite) -> int | None:
         """Which of the sets of matrices a matrix belongs to."""
-        module = site.tensor.removesuffix(".weight").rpartition(".")[2]
-        return next((i for i, names in enumerate(self.weight_sets) if module in names), None)
+        return next((i for i, names in enumerate(self.weight_sets) if _module(site.tensor) in names), None)
 
     def _kv_relations(
         self, layers: Iterable[Sequence[Site]], heads: tuple[Site, ...]
@@ -136,6 +147,15 @@ class Capabilities:
 def _alike(groups: Iterable[Sequence[Site]], name: Attribute) -> Iterator[Same]:
     """Each group of more than one site with one value of an attribute."""
     return (Same(tuple(group), name) for group in groups if len(group) > 1)
+
+
+def _module(tensor: str) -> str:
+    """The last name of the module that a matrix belongs to.
+
+    >>> _module("model.layers.0.self_attn.q_proj.weight")
+    'q_proj'
+    """
+    return tensor.removesuffix(".weight").rpartition(".")[2]
 
 
 def of_version(tables: Sequence[Capabilities], version: str | None) -> Capabilities:

@@ -1,6 +1,6 @@
 """Bytes of the storage formats: what a token of one head, and a matrix, take in each.
 
-Three KV schemes exist. `float` is the number itself. `rotated` is a code per token and head: the vector is scaled per
+Four KV schemes exist. `float` is the number itself. `rotated` is a code per token and head: the vector is scaled per
 channel by static factors, rotated by a Hadamard matrix, divided by its norm (one float16) and rounded to a `bits`-bit
 Lloyd-Max codebook of the normal distribution (QuaRot, https://arxiv.org/abs/2404.00456; TurboQuant,
 https://arxiv.org/abs/2504.19874). `static` rounds each channel to integers by a static factor and stores nothing per
@@ -15,9 +15,12 @@ ROTATED_BITS = (2, 3, 4, 8)
 GROUPED_BITS = (2, 3, 4, 8)
 STATIC_BITS = (4, 8)
 BLOCK_BITS = (2, 4, 8)
+INTEGER_GROUPS = (32, 64, 128)
+FP8 = KvFormat(8, "fp8")
 NORM_BYTES = 2
 SCALE_BYTES = 2
 FLOAT_SCALE_BYTES = 4
+SHAPE_BYTES = 16
 
 
 def rotated(bits: int) -> KvFormat:
@@ -33,6 +36,11 @@ def static(bits: int) -> KvFormat:
 def block(bits: int, group: int = 32) -> WeightFormat:
     """The `block` weight format of that width."""
     return WeightFormat(bits, "block", group)
+
+
+def integers(bits: int, group: int) -> WeightFormat:
+    """The `ct` weight format of that width: a scale for each group of a row, or where `group` is 0 for each row."""
+    return WeightFormat(bits, "ct", group)
 
 
 def exact(tensor: TensorSpec) -> WeightFormat | None:
@@ -62,7 +70,7 @@ def token_bytes(form: KvFormat, head_dim: int) -> int:
         return head_dim * int(form.bits) // 8
     if form.scheme == "rotated" and form.bits in ROTATED_BITS:
         return head_dim * int(form.bits) // 8 + NORM_BYTES
-    if form.scheme == "static" and form.bits in STATIC_BITS:
+    if form == FP8 or (form.scheme == "static" and form.bits in STATIC_BITS):
         return head_dim * int(form.bits) // 8
     raise InputError(f"no KV format has {form.bits:g} bits in scheme {form.scheme!r}")
 
@@ -126,13 +134,22 @@ def weight_bytes(tensor: TensorSpec, form: WeightFormat) -> int:
     >>> q4_1 = TensorSpec("w", 0, 64, 64, native=WeightFormat(4, "native", 32), native_bytes=2560)
     >>> [weight_bytes(q4_1, form) for form in (WeightFormat(4, "native", 32), WeightFormat(4, "exact", 32), block(4))]
     [2560, 3072, 2560]
+
+    Four-bit integers of compressed-tensors have their shape beside them, eight-bit ones a float32 scale for each row:
+
+    >>> weight_bytes(q4_1, integers(4, 32)), weight_bytes(q4_1, integers(8, 0))
+    (2320, 4352)
     """
     if form.scheme == "native":
         return tensor.native_bytes
     codes = tensor.elements * int(form.bits) // 8
     if form.scheme == "float":
         return codes
+    if form.scheme == "ct" and form.group == 0:
+        return codes + tensor.rows * FLOAT_SCALE_BYTES
     groups = tensor.elements // form.group
+    if form.scheme == "ct":
+        return codes + groups * SCALE_BYTES + SHAPE_BYTES
     if form.scheme == "grouped":
         return codes + groups * 2 * SCALE_BYTES
     floats = 2 if form.scheme == "exact" and has_minimum(tensor) else 1

@@ -321,7 +321,7 @@ class Profiler:
                 fits = form == self.executor.capabilities.as_source(tensor)
                 changes.append(torch.empty(0) if fits else None)
                 continue
-            if form.group and tensor.cols % form.group:
+            if not self.executor.capabilities.fits(tensor, form):
                 changes.append(None)
                 continue
             change = torch.from_numpy(self.executor.recode_weight(tensor.name, form)) - dense

@@ -213,9 +213,7 @@ def shape_of(x: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor | None, of
     (m, k), (n, row_bytes), groups = x.shape, codes.shape, scale.shape[-1]
     shape = Shape(m, n, k, row_bytes * 8 // k, k // groups, None if minimum is not None else offset)
     if shape.bits not in BITS or k % 8 or k * shape.bits != row_bytes * 8:
-        raise ValueError(
-            f"codes: found rows of {row_bytes} bytes for {k} inputs; needs {BITS} bits an input, 8 | inputs"
-        )
+        raise ValueError(f"codes: found rows of {row_bytes} bytes for {k} inputs; needs {BITS} bits an input, 8 | inputs")
     if shape.group not in GROUPS or k % shape.group:
         raise ValueError(f"scale: found {groups} groups for {k} inputs; a group must be one of {GROUPS} inputs")
     for name, beside in (("scale", scale), ("minimum", minimum)):

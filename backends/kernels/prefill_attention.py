@@ -112,9 +112,9 @@ def prefill_kernel(
     sinks, slots = tl.load(record + 2), tl.load(record + 3)
     ring, fresh = tl.load(record + 4), tl.load(record + 6)
     QUERY: tl.constexpr = q.dtype.element_ty
-    CODED: tl.constexpr = tl.float32 if tl.float32 == QUERY else tl.float16
-    K_DOT: tl.constexpr = CODED if (tl.float32 == QUERY or K_BITS < 16) else k_low.dtype.element_ty
-    V_DOT: tl.constexpr = CODED if (tl.float32 == QUERY or V_BITS < 16) else v_low.dtype.element_ty
+    CODED: tl.constexpr = tl.float32 if QUERY == tl.float32 else tl.float16
+    K_DOT: tl.constexpr = CODED if (QUERY == tl.float32 or K_BITS < 16) else k_low.dtype.element_ty
+    V_DOT: tl.constexpr = CODED if (QUERY == tl.float32 or V_BITS < 16) else v_low.dtype.element_ty
     n, d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     place = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     token, member = place // GROUP, place % GROUP
@@ -306,9 +306,7 @@ def _(
 
 def stored(bits: int, parts: list[Tensor]) -> Stored:
     """A `Stored` of its tensors; empty ones are none."""
-    low, high, norms, sinks, mean, scale = (
-        part if part.numel() or i in (0, 3) else None for i, part in enumerate(parts)
-    )
+    low, high, norms, sinks, mean, scale = (part if part.numel() or i in (0, 3) else None for i, part in enumerate(parts))
     if low is None or sinks is None:
         raise ValueError("needs the tensors low, high, norms, sinks, mean and scale")
     return Stored(bits, low, high, norms, sinks, mean, scale)
@@ -382,7 +380,9 @@ def pairs(shape: Shape) -> int:
 def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16) -> tuple[Launch, ...]:
     """The one kernel; `bytes_read` has a key once for each tile that sees it."""
     k, v = (example(bits, 1, 1, shape, dtype, None) for bits in (shape.k_bits, shape.v_bits))
-    fixed = constexprs(k, v, (len(shape.sinks), shape.group, shape.head_dim), max(shape.sinks), shape.page, variant)
+    fixed = constexprs(
+        k, v, (len(shape.sinks), shape.group, shape.head_dim), max(shape.sinks), shape.page, variant
+    )
     pointers = {"q": TYPES[coded_type(dtype) if k.coded else dtype]}
     for name, one in (("k", k), ("v", v)):
         low = "*u8" if one.coded else TYPES[dtype]
@@ -409,8 +409,7 @@ def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16)
         # Fresh tensors are, slices of them need not be: what the launcher makes itself.
         divisible=(*pointers, *(() if shape.head_dim % 16 else strides)),
         programs=triton.cdiv(shape.tokens * shape.group, variant.tile("BLOCK_M")) * heads * batch,
-        bytes_read=sum(sinks * sink + slots * slot for sinks, slots in seen)
-        + queries * shape.head_dim * dtype.itemsize,
+        bytes_read=sum(sinks * sink + slots * slot for sinks, slots in seen) + queries * shape.head_dim * dtype.itemsize,
         bytes_written=stored_queries * shape.head_dim * (4 if v.coded else dtype.itemsize),
         flop=4 * shape.head_dim * pairs(shape),
     )
@@ -430,9 +429,7 @@ def reference(
             protected = torch.arange(min(sinks, past + length))
             position = torch.arange(max(sinks, past - slots), past + length)
             slot = (position - sinks) % slots
-            held = (
-                ring + slot if table is None else table[ring + slot.clamp(max=past) // page].long() * page + slot % page
-            )
+            held = ring + slot if table is None else table[ring + slot.clamp(max=past) // page].long() * page + slot % page
             row = torch.where(position < past, held, fresh + position - past)
             keys, values = (
                 torch.cat([one.sinks[sink_row + protected].double(), one.vectors(row, head)]) for one in (k, v)

@@ -62,7 +62,25 @@ def _transformers(version: str | None) -> Runtime:
     )
 
 
-RUNTIMES: dict[str, Callable[[str | None], Runtime]] = {"onnxruntime": _onnxruntime, "transformers": _transformers}
+def _vllm(version: str | None) -> Runtime:
+    from backends.vllm import capabilities, executor, families
+
+    return Runtime(
+        of_version(capabilities.VERSIONS, version),
+        executor.VllmExecutor,
+        executor.probe,
+        executor.load,
+        executor.load,
+        executor.reply,
+        families.refusal,
+    )
+
+
+RUNTIMES: dict[str, Callable[[str | None], Runtime]] = {
+    "onnxruntime": _onnxruntime,
+    "transformers": _transformers,
+    "vllm": _vllm,
+}
 """Each takes a version that it knows, or None for the newest."""
 
 

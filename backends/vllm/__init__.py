@@ -1,0 +1,1 @@
+"""vLLM: a compressed-tensors checkpoint with the arguments it is served with, checked by vLLM itself."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InputError
-from planner.formats import exact
+from planner.formats import as_ggml, exact
 from planner.plan import Plan
 from planner.space import (
     AtMostDistinct,
@@ -41,7 +41,7 @@ class Capabilities:
 
     `offloads`: what lies in a slower tier than the fastest is fetched when it is needed. `kv_alike`: a head's keys and
     values have one format. `native`: how a matrix that its source keeps on a grid is stored without rounding it again,
-    if it can be. `spans`: whose windows are their own: any head's, any layer's, or one length for the model, each layer
+    if it can be: as it is, its codes at a width of the runtime, or as the ggml type that it is. `spans`: whose windows are their own: any head's, any layer's, or one length for the model, each layer
     windowed or full; "full" has none. `elastic`: windows may grow with the context. `sinks`: protected tokens stay
     beside a window. `kv_one`: where formats of keys, and of values, are one: nowhere, or over the model, "model or
     float" where a layer may keep floats instead. `weight_sets`: matrices of a layer that share a format, by the names
@@ -58,7 +58,7 @@ class Capabilities:
     executes_here: bool
     offloads: bool = False
     kv_alike: bool = False
-    native: Literal["native", "exact", "none"] = "native"
+    native: Literal["native", "exact", "ggml", "none"] = "native"
     spans: Literal["head", "layer", "model", "full"] = "head"
     elastic: bool = True
     sinks: bool = True
@@ -70,9 +70,15 @@ class Capabilities:
     def as_source(self, tensor: TensorSpec) -> WeightFormat | None:
         """The format that keeps a matrix's numbers as its source has them on a grid; None where it has no grid, or this
         runtime does not store it."""
-        if self.native == "none":
-            return None
-        return tensor.native if self.native == "native" else exact(tensor)
+        match self.native:
+            case "native":
+                return tensor.native
+            case "exact":
+                return exact(tensor)
+            case "ggml":
+                return as_ggml(tensor)
+            case "none":
+                return None
 
     def carries(self, choice: KvChoice) -> bool:
         """Whether a head's cache can be kept and stored so."""
@@ -226,6 +232,10 @@ class Weights(Protocol):
         ...
 
     def native(self, name: str) -> NativeBlocks | None: ...
+
+    def gguf(self) -> Path | None:
+        """The GGUF file that the model is read from, where it is read from one."""
+        ...
 
     def companions(self) -> tuple["Artifact", ...]:
         """Tokenizer, chat template and licence files that travel with the weights."""

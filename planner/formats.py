@@ -4,11 +4,11 @@ Four KV schemes exist. `float` is the number itself. `rotated` is a code per tok
 channel by static factors, rotated by a Hadamard matrix, divided by its norm (one float16) and rounded to a `bits`-bit
 Lloyd-Max codebook of the normal distribution (QuaRot, https://arxiv.org/abs/2404.00456; TurboQuant,
 https://arxiv.org/abs/2504.19874). `static` rounds each channel to integers by a static factor and stores nothing per
-token. No group spans tokens, so evicting one frees its bytes at once and nothing waits unquantised for a group to fill.
+token. llama.cpp's are ggml's block types by name, in blocks along a token's head. No group spans tokens, so evicting one frees its bytes at once and nothing waits unquantised for a group to fill.
 """
 
 from planner.errors import InputError
-from planner.space import Full, KvChoice, KvFormat, WeightFormat
+from planner.space import Full, GgmlScheme, KvChoice, KvFormat, WeightFormat
 from planner.spec import LayerSpec, TensorSpec
 
 ROTATED_BITS = (2, 3, 4, 8)
@@ -21,6 +21,51 @@ NORM_BYTES = 2
 SCALE_BYTES = 2
 FLOAT_SCALE_BYTES = 4
 SHAPE_BYTES = 16
+
+
+GGML: dict[GgmlScheme, tuple[int, int, int]] = {
+    "bf16": (16, 1, 2),
+    "q8_0": (8, 32, 34),
+    "q6_K": (6, 256, 210),
+    "q5_1": (5, 32, 24),
+    "q5_0": (5, 32, 22),
+    "q5_K": (5, 256, 176),
+    "q4_1": (4, 32, 20),
+    "q4_0": (4, 32, 18),
+    "iq4_nl": (4, 32, 18),
+    "q4_K": (4, 256, 144),
+    "iq4_xs": (4, 256, 136),
+    "q3_K": (3, 256, 110),
+    "q2_K": (2, 256, 84),
+}
+"""ggml's types: bits of a code, numbers of a block, bytes of a block with its scales (ggml/src/ggml-common.h)."""
+
+GGML_KV: tuple[GgmlScheme, ...] = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""Those in which llama.cpp caches keys and values."""
+
+
+def ggml(name: GgmlScheme) -> WeightFormat:
+    """The weight format of a ggml type."""
+    bits, group, _ = GGML[name]
+    return WeightFormat(bits, name, group)
+
+
+def ggml_kv(name: GgmlScheme) -> KvFormat:
+    """The KV format of a ggml type."""
+    return KvFormat(GGML[name][0], name)
+
+
+def as_ggml(tensor: TensorSpec) -> WeightFormat | None:
+    """The ggml type whose grid the source keeps a matrix on.
+
+    >>> as_ggml(TensorSpec("w", 0, 64, 64, native=WeightFormat(4, "native", 32), native_bytes=2560))
+    WeightFormat(bits=4, scheme='q4_1', group=32)
+    """
+    native = tensor.native
+    if native is None:
+        return None
+    alike = (ggml(name) for name in GGML_KV if GGML[name][:2] == (native.bits, native.group))
+    return next((form for form in alike if weight_bytes(tensor, form) == tensor.native_bytes), None)
 
 
 def rotated(bits: int) -> KvFormat:
@@ -65,6 +110,8 @@ def token_bytes(form: KvFormat, head_dim: int) -> int:
 
     >>> token_bytes(KvFormat(16), 64), token_bytes(rotated(4), 64), token_bytes(rotated(3), 64)
     (128, 34, 26)
+    >>> token_bytes(ggml_kv("q8_0"), 64), token_bytes(ggml_kv("q4_1"), 64)
+    (68, 40)
     """
     if form.scheme == "float" and form.bits in (16, 32):
         return head_dim * int(form.bits) // 8
@@ -72,19 +119,30 @@ def token_bytes(form: KvFormat, head_dim: int) -> int:
         return head_dim * int(form.bits) // 8 + NORM_BYTES
     if form == FP8 or (form.scheme == "static" and form.bits in STATIC_BITS):
         return head_dim * int(form.bits) // 8
+    for name in GGML_KV:
+        if form == ggml_kv(name):
+            _, group, each = GGML[name]
+            if head_dim % group:
+                raise InputError(f"{name} caches blocks of {group}, which do not divide a head of {head_dim}")
+            return head_dim // group * each
     raise InputError(f"no KV format has {form.bits:g} bits in scheme {form.scheme!r}")
 
 
 def sink_bytes(choice: KvChoice, head_dim: int) -> int:
-    """Bytes of one protected token, K and V: coded like all others in a `static` format, else a float, of 32 bits
-    beside a float32 format and of 16 beside any other."""
+    """Bytes of one protected token, K and V: coded like all others in a `static` format and in ggml's, else a float, of
+    32 bits beside a float32 format and of 16 beside any other."""
 
     def one(form: KvFormat) -> int:
-        if form.scheme == "static":
+        if coded_alike(form):
             return token_bytes(form, head_dim)
         return head_dim * (4 if form == KvFormat(32) else 2)
 
     return one(choice.k) + one(choice.v)
+
+
+def coded_alike(form: KvFormat) -> bool:
+    """Whether protected tokens are coded like all others."""
+    return form.scheme == "static" or form.scheme in GGML_KV
 
 
 def slots(choice: KvChoice, layer: LayerSpec, context_tokens: int) -> tuple[int, int]:
@@ -134,6 +192,8 @@ def weight_bytes(tensor: TensorSpec, form: WeightFormat) -> int:
     >>> q4_1 = TensorSpec("w", 0, 64, 64, native=WeightFormat(4, "native", 32), native_bytes=2560)
     >>> [weight_bytes(q4_1, form) for form in (WeightFormat(4, "native", 32), WeightFormat(4, "exact", 32), block(4))]
     [2560, 3072, 2560]
+    >>> weight_bytes(q4_1, ggml("q4_1")), weight_bytes(TensorSpec("w", 0, 1, 256), ggml("q6_K"))
+    (2560, 210)
 
     Four-bit integers of compressed-tensors have their shape beside them, eight-bit ones a float32 scale for each row:
 
@@ -150,6 +210,8 @@ def weight_bytes(tensor: TensorSpec, form: WeightFormat) -> int:
     groups = tensor.elements // form.group
     if form.scheme == "ct":
         return codes + groups * SCALE_BYTES + SHAPE_BYTES
+    if form.scheme in GGML:
+        return groups * GGML[form.scheme][2]
     if form.scheme == "grouped":
         return codes + groups * 2 * SCALE_BYTES
     floats = 2 if form.scheme == "exact" and has_minimum(tensor) else 1

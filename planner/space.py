@@ -116,19 +116,23 @@ class KvChoice(HashedOnce):
             return value
 
 
+GgmlScheme = Literal[
+    "bf16", "q8_0", "q6_K", "q5_1", "q5_0", "q5_K", "q4_1", "q4_0", "iq4_nl", "q4_K", "iq4_xs", "q3_K", "q2_K"
+]
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class WeightFormat:
     """How a matrix is stored: `float` at 16 or 32 bits, as the source has it, or rounded.
 
     `native` is the source's grid as it is, `exact` its codes at a width the runtime has with float32 scales. A
     `grouped` matrix has `bits`-bit codes with one float16 scale and minimum for each `group` inputs of a row; a `block`
-    matrix one float32 scale and no minimum. `ggml` are llama.cpp's block types, by the bits that a number takes with
-    its share of the scales; `ct` are compressed-tensors' symmetric integers, a scale for each group, or for each row
-    where `group` is 0.
+    matrix one float32 scale and no minimum. `ct` are compressed-tensors' symmetric integers, a scale for each group, or
+    for each row where `group` is 0. The others are ggml's types of that name, in blocks of `group`.
     """
 
     bits: float
-    scheme: Literal["float", "native", "exact", "grouped", "block", "ggml", "ct"] = "float"
+    scheme: Literal["float", "native", "exact", "grouped", "block", "ct", GgmlScheme] = "float"
     group: int = 0
 
     @property

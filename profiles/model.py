@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from planner.executor import Executor, KvStatics, Progress
+from planner.formats import coded_alike
 from planner.profile import KvPrices, ModelProfile, WeightPrices
 from planner.space import FLOAT16, KvFormat, KvSite, WeightFormat
 from planner.spec import LayerSpec, ModelSpec, TensorSpec
@@ -240,7 +241,7 @@ class Profiler:
             found = []
             for form in self.kv_formats:
                 back = torch.from_numpy(self.executor.recode_kv(part, form, x.numpy(), statics)).clone()
-                if form.scheme != "static":  # there protected tokens are coded like all others
+                if not coded_alike(form):
                     back[:sinks] = x[:sinks].half().float()
                 found.append(back)
             return tuple(found)

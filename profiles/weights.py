@@ -59,6 +59,9 @@ class CheckpointWeights:
         offset = None if blocks.symmetric_offset is None else -blocks.symmetric_offset
         return NativeBlocks(blocks.bits, blocks.codes, blocks.scale, minimum, offset)
 
+    def gguf(self) -> Path | None:
+        return self.checkpoint.path if self.checkpoint.kind == "gguf" else None
+
     def companions(self) -> tuple[Artifact, ...]:
         with tempfile.TemporaryDirectory() as scratch:
             self.tokenizer.save_pretrained(scratch)

@@ -1,0 +1,1 @@
+"""Mixed-bit GGUF files and llama.cpp, which runs them."""

@@ -1,0 +1,185 @@
+"""Open, run, time and emit plans with llama.cpp."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.artefacts import json_bytes
+from backends.llamacpp import architecture as arch
+from backends.llamacpp import codes, gguf_file, layout
+from backends.llamacpp.gguf_file import FileBytes, Source
+from backends.llamacpp.session import LlamaCppSession, Model, Run
+from planner import artefact
+from planner.errors import VerificationFailed
+from planner.executor import Artifact, Capabilities, KvStatics, Weights
+from planner.formats import GGML, GGML_KV, ggml, ggml_kv
+from planner.plan import Plan
+from planner.space import FLOAT16, FLOAT32, KvFormat, KvSite, WeightFormat
+from planner.spec import ModelSpec
+
+CODES = Path(codes.__file__)
+
+MODEL, SETTINGS, RUN = "model.gguf", "llama.json", "run.sh"
+
+CAPABILITIES = Capabilities(
+    runtime="llamacpp",
+    version="1",
+    kv_formats=(FLOAT32, FLOAT16, *(ggml_kv(name) for name in GGML_KV)),
+    weight_formats=(WeightFormat(32), WeightFormat(16), *(ggml(name) for name in GGML)),
+    window_page_tokens=1,
+    classes_per_layer=1,
+    executes_here=True,
+    native="ggml",
+)
+
+
+@dataclass
+class LlamaCppExecutor:
+    """llama.cpp for one model.
+
+    The file of the last opened weights and windows is kept, so plans that differ only in the types of their cache open
+    at once, and emitting one that was opened writes nothing anew.
+    """
+
+    weights: Weights
+    spec: ModelSpec
+    _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
+    _built: tuple[object, Path, Model, FileBytes] | None = field(default=None, init=False)
+    _source: Source | None = field(default=None, init=False)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return CAPABILITIES
+
+    def use(self, statics: Mapping[KvSite, KvStatics]) -> None:
+        """Nothing: no code here has static factors."""
+
+    def identity(self) -> str:
+        return hashlib.sha256(CODES.read_bytes()).hexdigest()
+
+    def open(self, plan: Plan) -> LlamaCppSession:
+        cache = layout.cache(plan, self.spec, self.weights.config)
+        _, model, size = self._written(plan, cache)
+        run = Run(cache.k, cache.v, layout.CHUNK_TOKENS)
+        return LlamaCppSession(model, run, self._kv_width, size.weights + size.vectors)
+
+    def load(self, directory: Path) -> LlamaCppSession:
+        return load(directory)
+
+    def emit(self, plan: Plan, spec: ModelSpec) -> tuple[Artifact, ...]:
+        cache = layout.cache(plan, spec, self.weights.config)
+        path, _, size = self._written(plan, cache)
+        told = self._settings(plan, cache, size)
+        return (
+            Artifact("config.json", self.weights.config.encode()),
+            Artifact(MODEL, path),
+            Artifact(SETTINGS, json_bytes(told)),
+            Artifact(RUN, layout.run_script(told).encode()),
+            *self.weights.companions(),
+        )
+
+    @property
+    def _kv_width(self) -> int:
+        layer = self.spec.layers[0]
+        return layer.kv_heads * layer.head_dim
+
+    def _settings(self, plan: Plan, cache: layout.Cache, size: FileBytes) -> layout.Settings:
+        lengths = [window for window in cache.windows if window is not None]
+        gpu = any(layout.FASTEST_TIERS.count(name) for _, choice in plan.weights for name, _ in choice.tier)
+        return {
+            "context_tokens": plan.workload.longest_tokens,
+            "batch": plan.workload.batch,
+            "cache_type_k": cache.k,
+            "cache_type_v": cache.v,
+            "chunk_tokens": layout.CHUNK_TOKENS,
+            "window": lengths[0] if lengths else None,
+            "host_tensors": layout.host_tensors(plan),
+            "gpu": gpu,
+            "host_cache": layout.host_cache([choice for _, choice in plan.kv]),
+            "kv_width": self._kv_width,
+            "file_bytes": {"head": size.head, "weights": size.weights, "vectors": size.vectors, "padding": size.padding},
+        }
+
+    def _written(self, plan: Plan, cache: layout.Cache) -> tuple[Path, Model, FileBytes]:
+        """The plan's file and its weights in llama.cpp; VerificationFailed where it is longer than was counted."""
+        key = (tuple((site, choice.format) for site, choice in plan.weights), cache.windows)
+        if self._built is None or self._built[0] != key:
+            self._built = None  # frees the old weights before the new ones are read
+            source = self._of_layout(cache)
+            table = gguf_file.tensors(plan, self.spec, source)
+            head = gguf_file.head(gguf_file.metadata(self.spec, source), table)
+            size = gguf_file.counted(head, table, self.spec)
+            path = self._path()
+            with path.open("wb") as file:
+                gguf_file.write(file, head, table)
+            if path.stat().st_size != size.total:
+                raise VerificationFailed(f"{MODEL}: has {path.stat().st_size} bytes where {size.total} were counted")
+            self._built = (key, path, Model(path), size)
+        return self._built[1:]
+
+    def _path(self) -> Path:
+        """An empty place for a file; the one that was there before lives on in whoever reads it."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="planner-gguf-")
+        path = Path(self._folder.name) / MODEL
+        path.unlink(missing_ok=True)
+        return path
+
+    def _of_layout(self, cache: layout.Cache) -> Source:
+        found = arch.architecture(self.weights.config, cache.windows)
+        if self._source is None or self._source.layout != found:
+            self._source = gguf_file.source(self.weights, found)
+        return self._source
+
+    def recode_kv(
+        self, part: Literal["k", "v"], form: KvFormat, values: NDArray[np.float32], statics: KvStatics
+    ) -> NDArray[np.float32]:
+        """Keys ('k') or values ('v') [tokens, head_dim] of one head as they read back from a format."""
+        return codes.kv_recoded(part, values, form)
+
+    def recode_input(self, form: WeightFormat, values: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Inputs of a product with a ggml type, rounded as the CPU's kernels round them; None beside a float matrix."""
+        return codes.input_recoded(values, form)
+
+    def recode_weight(self, name: str, form: WeightFormat) -> NDArray[np.float32]:
+        """A matrix [rows, cols] as it reads back from a format; the source's own blocks are not rounded again."""
+        windows = tuple(layer.window for layer in self.spec.layers)
+        kept = self._of_layout(layout.Cache("f16", "f16", windows)).kept(name, form)
+        return codes.recoded(self.weights.dense(name), form) if kept is None else self.weights.dense(name)
+
+
+def load(directory: Path) -> LlamaCppSession:
+    """An emitted artefact, checked against its manifest."""
+    return _loaded(directory, window=True)
+
+
+def uncompressed(directory: Path) -> LlamaCppSession:
+    """An artefact's own weights under a float32 cache that keeps everything."""
+    session = _loaded(directory, window=False)
+    session.run = Run("f32", "f32", session.run.chunk_tokens)
+    return session
+
+
+def _loaded(directory: Path, window: bool) -> LlamaCppSession:
+    artefact.check_files(directory)
+    told: layout.Settings = json.loads((directory / SETTINGS).read_bytes())
+    run = Run(told["cache_type_k"], told["cache_type_v"], told["chunk_tokens"])
+    weight_bytes = told["file_bytes"]["weights"] + told["file_bytes"]["vectors"]
+    return LlamaCppSession(Model(directory / MODEL, window), run, told["kv_width"], weight_bytes)
+
+
+def reply(directory: Path, prompt: str, new_tokens: int, chunk_tokens: int) -> Iterator[str]:
+    """An artefact's reply to a prompt, piece by piece."""
+    yield from ()
+
+
+def tokens_of(session: LlamaCppSession, text: str, special: bool) -> Sequence[int]:
+    """A text as the file's own tokenizer splits it."""
+    return ()

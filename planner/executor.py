@@ -41,12 +41,12 @@ class Capabilities:
 
     `offloads`: what lies in a slower tier than the fastest is fetched when it is needed. `kv_alike`: a head's keys and
     values have one format. `native`: how a matrix that its source keeps on a grid is stored without rounding it again,
-    if it can be: as it is, its codes at a width of the runtime, or as the ggml type that it is. `spans`: whose windows are their own: any head's, any layer's, or one length for the model, each layer
-    windowed or full; "full" has none. `elastic`: windows may grow with the context. `sinks`: protected tokens stay
-    beside a window. `kv_one`: where formats of keys, and of values, are one: nowhere, or over the model, "model or
-    float" where a layer may keep floats instead. `weight_sets`: matrices of a layer that share a format, by the names
-    of their modules. `float_modules`: those whose matrices stay floats. `side_multiple`: what the rows and inputs of a
-    matrix in groups are a multiple of.
+    if it can be: as it is, its codes at a width of the runtime, or as the ggml type that it is. `spans`: whose windows
+    are their own: any head's, any layer's, or one length for the model, each layer windowed or full; "full" has none.
+    `elastic`: windows may grow with the context. `sinks`: protected tokens stay beside a window. `kv_one`: where
+    formats of keys, and of values, are one: nowhere, or over the model, "model or float" where a layer may keep floats
+    instead. `weight_sets`: matrices of a layer that share a format, by the names of their modules. `float_modules`: those whose matrices
+    stay floats. `side_multiple`: what the rows and inputs of a matrix in groups are a multiple of.
     """
 
     runtime: str

@@ -4,7 +4,8 @@ Four KV schemes exist. `float` is the number itself. `rotated` is a code per tok
 channel by static factors, rotated by a Hadamard matrix, divided by its norm (one float16) and rounded to a `bits`-bit
 Lloyd-Max codebook of the normal distribution (QuaRot, https://arxiv.org/abs/2404.00456; TurboQuant,
 https://arxiv.org/abs/2504.19874). `static` rounds each channel to integers by a static factor and stores nothing per
-token. llama.cpp's are ggml's block types by name, in blocks along a token's head. No group spans tokens, so evicting one frees its bytes at once and nothing waits unquantised for a group to fill.
+token. Any other scheme is ggml's block type of that name, in blocks along a token's head. No group spans tokens, so
+evicting one frees its bytes at once and nothing waits unquantised for a group to fill.
 """
 
 from planner.errors import InputError

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats import has_minimum
+from planner.formats import GGML, has_minimum
 from planner.hardware import HardwareProfile
 from planner.space import WeightFormat
 from planner.spec import LayerSpec, TensorSpec
@@ -108,6 +108,8 @@ def product_kind(tensor: TensorSpec, form: WeightFormat) -> str:
     >>> product_kind(matrix, WeightFormat(32)), product_kind(matrix, WeightFormat(4, "block", 32))
     ('float32', 'block4')
     """
+    if form.scheme in GGML:
+        return form.scheme
     # Codes without a minimum are blocks like any others, whoever rounded them.
     scheme = "block" if form.scheme == "exact" and not has_minimum(tensor) else form.scheme
     return f"{scheme}{form.bits:g}"

@@ -20,6 +20,7 @@ from planner.profile import Anchor, ModelProfile
 from planner.quality import compare
 from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, Site, Span, Tier, WeightChoice, WeightFormat, Window
 from planner.spec import ModelSpec
+from profiles import weight_anchors
 from profiles.model import document_sha256
 from profiles.parts import Parts
 
@@ -56,6 +57,14 @@ def settings(profile: ModelProfile, spec: ModelSpec, can: Capabilities, seed: in
         kv: dict[Site, Choice] = {site: choices[i] for site, i in zip(profile.kv.sites, picks, strict=True)}
         return Setting(name, {**kv, **weights}, float(losses[every, picks].sum()))
 
+    if can.kv_one == "model":
+        whole_cache = KvChoice(Full(), plain, plain, profile.kv.sinks, HERE)
+        for told_of in (
+            *weight_anchors.mixtures(profile, spec, can, TOTALS_NATS, whole_cache),
+            *weight_anchors.caches(profile, can, plain, HERE, weights),
+        ):
+            yield Setting(*told_of)
+        return
     for total in TOTALS_NATS:
         low, high = -40.0, 10.0  # logarithm of the price of a byte in nats
         for _ in range(60):

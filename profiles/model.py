@@ -36,7 +36,7 @@ WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 DRAWS_TOKENS = 2048
 """The length of document that is given `Calibration.draws` draws; shorter ones get more, up to four times as many."""
 
-MEASURING = ("model.py", "fisher.py", "anchors.py")
+MEASURING = ("model.py", "fisher.py", "anchors.py", "weight_anchors.py")
 """The files whose code decides what is measured."""
 
 

@@ -3,20 +3,20 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.artefacts import json_bytes
+from backends.artefacts import json_bytes, opening, refusals
 from backends.llamacpp import architecture as arch
-from backends.llamacpp import codes, gguf_file, layout
+from backends.llamacpp import codes, gguf_file, layout, runner
 from backends.llamacpp.gguf_file import FileBytes, Source
+from backends.llamacpp.library import library
 from backends.llamacpp.session import LlamaCppSession, Model, Run
-from planner import artefact
 from planner.errors import VerificationFailed
 from planner.executor import Artifact, Capabilities, KvStatics, Weights
 from planner.formats import GGML, GGML_KV, ggml, ggml_kv
@@ -24,9 +24,9 @@ from planner.plan import Plan
 from planner.space import FLOAT16, FLOAT32, KvFormat, KvSite, WeightFormat
 from planner.spec import ModelSpec
 
-CODES = Path(codes.__file__)
+CODES, RUNNER = Path(codes.__file__), Path(runner.__file__)
 
-MODEL, SETTINGS, RUN = "model.gguf", "llama.json", "run.sh"
+MODEL, SETTINGS, SCRIPT = runner.MODEL, runner.SETTINGS, "run.sh"
 
 CAPABILITIES = Capabilities(
     runtime="llamacpp",
@@ -34,9 +34,13 @@ CAPABILITIES = Capabilities(
     kv_formats=(FLOAT32, FLOAT16, *(ggml_kv(name) for name in GGML_KV)),
     weight_formats=(WeightFormat(32), WeightFormat(16), *(ggml(name) for name in GGML)),
     window_page_tokens=1,
-    classes_per_layer=1,
+    classes_per_layer=None,
     executes_here=True,
     native="ggml",
+    spans="model",
+    elastic=False,
+    sinks=False,
+    kv_one="model",
 )
 
 
@@ -81,7 +85,8 @@ class LlamaCppExecutor:
             Artifact("config.json", self.weights.config.encode()),
             Artifact(MODEL, path),
             Artifact(SETTINGS, json_bytes(told)),
-            Artifact(RUN, layout.run_script(told).encode()),
+            Artifact(SCRIPT, layout.run_script(told).encode()),
+            Artifact("runner.py", RUNNER.read_bytes()),
             *self.weights.companions(),
         )
 
@@ -104,7 +109,7 @@ class LlamaCppExecutor:
             "gpu": gpu,
             "host_cache": layout.host_cache([choice for _, choice in plan.kv]),
             "kv_width": self._kv_width,
-            "file_bytes": {"head": size.head, "weights": size.weights, "vectors": size.vectors, "padding": size.padding},
+            "file_bytes": asdict(size),
         }
 
     def _written(self, plan: Plan, cache: layout.Cache) -> tuple[Path, Model, FileBytes]:
@@ -163,23 +168,23 @@ def load(directory: Path) -> LlamaCppSession:
 def uncompressed(directory: Path) -> LlamaCppSession:
     """An artefact's own weights under a float32 cache that keeps everything."""
     session = _loaded(directory, window=False)
-    session.run = Run("f32", "f32", session.run.chunk_tokens)
+    session.run = replace(session.run, k="f32", v="f32")
     return session
 
 
 def _loaded(directory: Path, window: bool) -> LlamaCppSession:
-    artefact.check_files(directory)
-    told: layout.Settings = json.loads((directory / SETTINGS).read_bytes())
-    run = Run(told["cache_type_k"], told["cache_type_v"], told["chunk_tokens"])
-    weight_bytes = told["file_bytes"]["weights"] + told["file_bytes"]["vectors"]
-    return LlamaCppSession(Model(directory / MODEL, window), run, told["kv_width"], weight_bytes)
+    with opening(directory, runner.ArtefactError):
+        runner.checked(directory)
+        told: layout.Settings = json.loads((directory / SETTINGS).read_bytes())
+        run = Run(told["cache_type_k"], told["cache_type_v"], told["chunk_tokens"])
+        weight_bytes = told["file_bytes"]["weights"] + told["file_bytes"]["vectors"]
+        return LlamaCppSession(Model(directory / MODEL, window), run, told["kv_width"], weight_bytes)
 
 
 def reply(directory: Path, prompt: str, new_tokens: int, chunk_tokens: int) -> Iterator[str]:
-    """An artefact's reply to a prompt, piece by piece."""
-    yield from ()
-
-
-def tokens_of(session: LlamaCppSession, text: str, special: bool) -> Sequence[int]:
-    """A text as the file's own tokenizer splits it."""
-    return ()
+    """An artefact's reply to a prompt, piece by piece; chunks are the artefact's own."""
+    with opening(directory, runner.ArtefactError):
+        runner.checked(directory)
+    library()  # refuses where llama.cpp is not here
+    with refusals(runner.ArtefactError):
+        yield from runner.reply(directory, prompt, new_tokens)

@@ -73,23 +73,33 @@ def _no_window(path: Path) -> ctypes.Array[KvOverride]:
 class Context:
     """A cache for some sequences, and what computes over it; freed with this object."""
 
-    def __init__(self, model: Model, run: Run, context_tokens: int, sequences: int = 1) -> None:
+    def __init__(self, model: Model, run: Run, context_tokens: int, sequences: int = 1, shared: bool = False) -> None:
+        """Room for so many tokens of each sequence, or where it is `shared` of all of them together."""
         lib = library()
         self.model, self.run, self.lib = model, run, lib
         params = lib.llama_context_default_params()
         each = -(-context_tokens // 256) * 256  # what llama.cpp would round it up to
-        params.n_ctx, params.n_seq_max = each * sequences, sequences
+        params.n_ctx, params.n_seq_max = each if shared else each * sequences, sequences
         params.n_batch = params.n_ubatch = params.n_outputs_max_per_seq = max(run.chunk_tokens, sequences)
         params.n_threads = params.n_threads_batch = run.threads
         params.flash_attn_type = FLASH_ATTENTION if run.flash else NO_FLASH_ATTENTION
         params.type_k, params.type_v = (GGMLQuantizationType[name.upper()].value for name in (run.k, run.v))
-        params.swa_full, params.kv_unified = False, False
+        params.swa_full, params.kv_unified = False, shared
         with told() as lines:
             self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise InputError(f"llama.cpp refuses a cache of {context_tokens} tokens: {reason(lines)}")
         weakref.finalize(self, lib.llama_free, self.handle)
+        self.memory = lib.llama_get_memory(self.handle)
         self.caches = [match.groups() for line in lines if (match := CACHE_LINE.search(line))]
+
+    def forget(self, start: int, sequence: int = 0) -> None:
+        """Drop what a sequence holds from a position on."""
+        self.lib.llama_memory_seq_rm(self.memory, sequence, start, -1)
+
+    def adopt(self, sequence: int, by: int) -> None:
+        """Let another sequence see all that one holds."""
+        self.lib.llama_memory_seq_cp(self.memory, sequence, by, -1, -1)
 
     def kv_bytes(self, kv_width: int) -> int:
         """Bytes of the cells that were allocated; `kv_width` numbers of keys, and of values, in each layer."""

@@ -76,10 +76,25 @@ def _vllm(version: str | None) -> Runtime:
     )
 
 
+def _llamacpp(version: str | None) -> Runtime:
+    from backends.llamacpp import architecture, executor, probe
+
+    return Runtime(
+        of_version((executor.CAPABILITIES,), version),
+        executor.LlamaCppExecutor,
+        probe.LlamaCppProbe,
+        executor.load,
+        executor.uncompressed,
+        executor.reply,
+        architecture.refusal,
+    )
+
+
 RUNTIMES: dict[str, Callable[[str | None], Runtime]] = {
     "onnxruntime": _onnxruntime,
     "transformers": _transformers,
     "vllm": _vllm,
+    "llamacpp": _llamacpp,
 }
 """Each takes a version that it knows, or None for the newest."""
 

@@ -157,11 +157,14 @@ def bench(
     batch: int = 1,
     rounds: int = 3,
     progress: Progress = quiet,
+    model: Path | None = None,
+    documents: int = 2,
 ) -> "BenchReport":
-    """Time an artefact on this machine, in turns with others: `dense`, its own weights under a full cache, or paths."""
+    """Time an artefact on this machine, in turns with others: `dense`, its own weights under a full cache, `llama.cpp`
+    with the same `model` (its model.yaml), whose loss is measured as well, or paths."""
     from planner.compile.bench import bench_artefact
 
-    return bench_artefact(directory, against, context_tokens, batch, rounds, progress)
+    return bench_artefact(directory, against, context_tokens, batch, rounds, progress, model, documents)
 
 
 def run(directory: Path, prompt: str, new_tokens: int = 128) -> Iterator[str]:

@@ -83,8 +83,6 @@ def refusal(config: str, windowed: bool = False) -> str:
         return f"rope_type: files are written for default, linear and llama3, and the model has {kind}"
     if windowed and family == "qwen3":
         return f"no architecture of llama.cpp that reads a pattern of windows norms queries and keys as {family} does"
-    if windowed and _head_dim(told) % 2:
-        return f"head_dim: found {_head_dim(told)}; must be even"
     return ""
 
 

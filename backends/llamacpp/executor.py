@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -80,7 +80,7 @@ class LlamaCppExecutor:
     def emit(self, plan: Plan, spec: ModelSpec) -> tuple[Artifact, ...]:
         cache = layout.cache(plan, spec, self.weights.config)
         path, _, size = self._written(plan, cache)
-        told = self._settings(plan, cache, size)
+        told = layout.settings(plan, cache, self._kv_width, size)
         return (
             Artifact("config.json", self.weights.config.encode()),
             Artifact(MODEL, path),
@@ -94,23 +94,6 @@ class LlamaCppExecutor:
     def _kv_width(self) -> int:
         layer = self.spec.layers[0]
         return layer.kv_heads * layer.head_dim
-
-    def _settings(self, plan: Plan, cache: layout.Cache, size: FileBytes) -> layout.Settings:
-        lengths = [window for window in cache.windows if window is not None]
-        gpu = any(layout.FASTEST_TIERS.count(name) for _, choice in plan.weights for name, _ in choice.tier)
-        return {
-            "context_tokens": plan.workload.longest_tokens,
-            "batch": plan.workload.batch,
-            "cache_type_k": cache.k,
-            "cache_type_v": cache.v,
-            "chunk_tokens": layout.CHUNK_TOKENS,
-            "window": lengths[0] if lengths else None,
-            "host_tensors": layout.host_tensors(plan),
-            "gpu": gpu,
-            "host_cache": layout.host_cache([choice for _, choice in plan.kv]),
-            "kv_width": self._kv_width,
-            "file_bytes": asdict(size),
-        }
 
     def _written(self, plan: Plan, cache: layout.Cache) -> tuple[Path, Model, FileBytes]:
         """The plan's file and its weights in llama.cpp; VerificationFailed where it is longer than was counted."""

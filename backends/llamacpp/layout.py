@@ -6,10 +6,11 @@ nothing beside a window. `check` says which of a plan's decisions that cannot ca
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypedDict
 
 from backends.llamacpp.architecture import gguf_name, refusal
+from backends.llamacpp.gguf_file import FileBytes
 from planner.errors import InputError
 from planner.formats import GGML_KV
 from planner.plan import Plan
@@ -35,8 +36,8 @@ class Settings(TypedDict):
     cache_type_v: str
     chunk_tokens: int
     window: int | None
-    host_tensors: list[str]
     gpu: bool
+    host_tensors: list[str]
     host_cache: bool
     kv_width: int
     file_bytes: dict[str, int]
@@ -146,6 +147,24 @@ def _tier(what: str, tier: Tier) -> str:
     if len(tier) > 1:
         raise InputError(f"{what}: is split over {', '.join(name for name, _ in tier)}; llama.cpp places it whole")
     return tier[0][0]
+
+
+def settings(plan: Plan, cache: Cache, kv_width: int, size: FileBytes) -> Settings:
+    """What llama.json says of a plan."""
+    on_gpu = any(name in FASTEST_TIERS for _, choice in plan.weights for name, _ in choice.tier)
+    return {
+        "context_tokens": plan.workload.longest_tokens,
+        "batch": plan.workload.batch,
+        "cache_type_k": cache.k,
+        "cache_type_v": cache.v,
+        "chunk_tokens": CHUNK_TOKENS,
+        "window": next((window for window in cache.windows if window is not None), None),
+        "gpu": on_gpu,
+        "host_tensors": host_tensors(plan),
+        "host_cache": host_cache([choice for _, choice in plan.kv]),
+        "kv_width": kv_width,
+        "file_bytes": asdict(size),
+    }
 
 
 def arguments(settings: Settings) -> list[str]:

@@ -12,8 +12,17 @@ from planner.cli.output import PATH, json_option, show
 @click.option(
     "--against",
     multiple=True,
-    metavar="dense|DIR",
-    help="Also time this, in turns: the artefact's weights under a full cache, or another artefact. May be repeated.",
+    metavar="dense|llama.cpp|DIR",
+    help="Also time this, in turns: the artefact's weights under a full cache, llama.cpp, or another artefact. May be"
+    " repeated.",
+)
+@click.option("--model", type=PATH, metavar="YAML", help="The artefact's model.yaml, which llama.cpp needs.")
+@click.option(
+    "--documents",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Documents on which the loss is measured beside llama.cpp.",
 )
 @click.option(
     "--context-tokens",
@@ -24,7 +33,14 @@ from planner.cli.output import PATH, json_option, show
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Turns of each.")
 @json_option
 def command(
-    directory: Path, against: tuple[str, ...], context_tokens: int | None, batch: int, rounds: int, as_json: bool
+    directory: Path,
+    against: tuple[str, ...],
+    model: Path | None,
+    documents: int,
+    context_tokens: int | None,
+    batch: int,
+    rounds: int,
+    as_json: bool,
 ) -> None:
     """Time a compiled artefact on this machine: milliseconds per token, seconds to the first token, bytes.
 
@@ -32,6 +48,10 @@ def command(
     planner bench out --against dense
     planner compile model.yaml --passes uniform-kv,kv-bits,weight-bits,assign -o out-uniform
     planner bench out --against out-uniform --batch 4
+    planner bench out --against llama.cpp --model model.yaml
+
+    llama.cpp runs the same model as its source stores it, with the best of its own settings, and what all of them lose
+    is measured too (pip install 'llm-planner[llamacpp]').
 
     All of them take turns, so that a busy moment hits all alike; trust ratios more than times.
     """
@@ -39,5 +59,5 @@ def command(
     from planner.progress import ProgressLine
 
     with ProgressLine() as progress:
-        result = api.bench(directory, against, context_tokens, batch, rounds, progress)
+        result = api.bench(directory, against, context_tokens, batch, rounds, progress, model, documents)
     show(result, as_json)

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from planner.compile.rival import LLAMACPP, rival
 from planner.compile.verification import runnable
 from planner.errors import InputError
 from planner.executor import Progress, Session, Timing
@@ -21,13 +22,15 @@ DENSE = "dense"
 @dataclass(frozen=True, slots=True)
 class BenchReport:
     """Timings by name, the first one's artefact first. `process_bytes` is what this process held after all were
-    loaded and timed, once for all of them."""
+    loaded and timed, once for all of them. `losses` are KL to the dense model, by name, where they were measured."""
 
     context_tokens: int
     batch: int
     timings: Mapping[str, tuple[Timing, ...]]
     process_bytes: int
     load: float
+    losses: Mapping[str, Interval] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         def told(value: Interval) -> dict[str, float]:
@@ -38,12 +41,14 @@ class BenchReport:
             "batch": self.batch,
             "process_bytes": self.process_bytes,
             "load_average": self.load,
+            "told": list(self.told),
             "rows": {
                 name: {
                     "decode_s": told(self._decode(found)),
                     "ttft_s": told(self._ttft(found)),
                     "kv_bytes": found[0].kv_bytes,
                     "weight_bytes": found[0].weight_bytes,
+                    "loss_nats": told(self.losses[name]) if name in self.losses else None,
                 }
                 for name, found in self.timings.items()
             },
@@ -59,6 +64,7 @@ class BenchReport:
 
     def as_text(self) -> str:
         rows = [["", "ms/token", "quartiles", "tokens/s", "first token s", "KV MB", "weights MB", "times as fast"]]
+        rows[0] += ["loss nats"] if self.losses else []
         first = self._decode(next(iter(self.timings.values()))).value
         for name, found in self.timings.items():
             each, ttft = self._decode(found), self._ttft(found)
@@ -72,10 +78,12 @@ class BenchReport:
                     f"{found[0].kv_bytes / 1e6:.2f}",
                     f"{found[0].weight_bytes / 1e6:.1f}",
                     f"{each.value / first:.2f}",
+                    *([str(self.losses.get(name, ""))] if self.losses else []),
                 ]
             )
         lines = [f"{self.context_tokens} tokens of context, batch {self.batch}, medians of turns taken one by one:"]
         lines += table(rows)
+        lines += self.told
         lines.append("times as fast: how many times the row's time the first row's artefact is faster")
         lines.append(
             f"process: {self.process_bytes / 1e6:.0f} MB with all of them loaded; load average {self.load:.2f}"
@@ -84,23 +92,40 @@ class BenchReport:
 
 
 def bench_artefact(
-    directory: Path, against: Sequence[str], context_tokens: int | None, batch: int, rounds: int, progress: Progress
+    directory: Path,
+    against: Sequence[str],
+    context_tokens: int | None,
+    batch: int,
+    rounds: int,
+    progress: Progress,
+    model: Path | None = None,
+    documents: int = 2,
 ) -> BenchReport:
     """Time an artefact, and in turns with it what `against` names: `dense`, its own weights under a full float32 cache,
-    or directories of other artefacts, of any runtime."""
+    `llama.cpp` with the same `model`, or directories of other artefacts, of any runtime.
+
+    Beside llama.cpp the loss of all artefacts is measured as well, on so many documents.
+    """
     plan, ran_by = runnable(directory)
     sessions: dict[str, Session] = {directory.name: ran_by.load(directory)}
     for name in against:
         other = Path(name)
         if name in sessions or other.name in sessions:
             raise InputError(f"--against: {name} is there already; name each artefact once")
-        sessions[name if name == DENSE else other.name] = (
-            ran_by.uncompressed(directory) if name == DENSE else runnable(other)[1].load(other)
-        )
+        if name != LLAMACPP:
+            sessions[name if name == DENSE else other.name] = (
+                ran_by.uncompressed(directory) if name == DENSE else runnable(other)[1].load(other)
+            )
     context = context_tokens or plan.workload.longest_tokens
     workload = Workload((context,), (), min(plan.workload.new_tokens, context // 2), batch)
+    losses, told = dict[str, Interval](), tuple[str, ...]()
+    if LLAMACPP in against:
+        if model is None:
+            raise InputError(f"--against {LLAMACPP}: needs --model, the model.yaml that the artefact was made of")
+        found = rival(plan, ran_by, model, sessions, workload, documents, progress)
+        sessions[LLAMACPP], losses, told = found.session, found.losses, found.told
     # Which tokens they are makes no difference to the time; any that every vocabulary has will do.
     document = tuple(5 + i % 50 for i in range(context))
     timings = race(sessions, document, workload, progress, rounds)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return BenchReport(context, batch, timings, psutil.Process().memory_info().rss, load)
+    return BenchReport(context, batch, timings, psutil.Process().memory_info().rss, load, losses, told)

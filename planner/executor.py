@@ -45,8 +45,8 @@ class Capabilities:
     are their own: any head's, any layer's, or one length for the model, each layer windowed or full; "full" has none.
     `elastic`: windows may grow with the context. `sinks`: protected tokens stay beside a window. `kv_one`: where
     formats of keys, and of values, are one: nowhere, or over the model, "model or float" where a layer may keep floats
-    instead. `weight_sets`: matrices of a layer that share a format, by the names of their modules. `float_modules`: those whose matrices
-    stay floats. `side_multiple`: what the rows and inputs of a matrix in groups are a multiple of.
+    instead. `weight_sets`: matrices of a layer that share a format, by the names of their modules. `float_modules`:
+    those whose matrices stay floats. `side_multiple`: what rows and inputs of a matrix in groups are a multiple of.
     """
 
     runtime: str

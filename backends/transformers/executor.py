@@ -26,6 +26,7 @@ from planner.spec import ModelSpec
 
 RUNNER = Path(runner.__file__)
 GROUPED = RUNNER.with_name("grouped.py")
+GENERATION = RUNNER.with_name("modeling_plan.py")
 
 CAPABILITIES = Capabilities(
     runtime="transformers",
@@ -124,6 +125,7 @@ class TransformersExecutor:
             Artifact("weights.json", json_bytes(formats)),
             Artifact("weights.safetensors", save(tensors)),
             Artifact("runner.py", RUNNER.read_bytes()),
+            Artifact(GENERATION.name, beside_runner(GENERATION.read_text())),
             *self.weights.companions(),
         )
 
@@ -154,6 +156,15 @@ class TransformersExecutor:
             matrix = matrix.half().float()
         read: NDArray[np.float32] = matrix.numpy()
         return read
+
+
+def beside_runner(source: str) -> bytes:
+    """A module's source for an artefact directory, where runner.py lies beside it and this project does not.
+
+    >>> beside_runner("from backends.transformers.runner import load")
+    b'from runner import load'
+    """
+    return source.replace("from backends.transformers.runner import", "from runner import").encode()
 
 
 def load(directory: Path) -> TransformersSession:

@@ -74,7 +74,7 @@ class Shape:
 def variants(shape: Shape) -> tuple[Variant, ...]:
     """Slots of a tile, warps and stages make the kernel; how many programs share the work does not change it."""
     shares = ((2, 256), (1, 1024), (4, 256), (2, 64))
-    kernels = ((64, 4, 2), (32, 4, 2), (128, 4, 2), (64, 4, 3), (64, 2, 2), (128, 8, 2))
+    kernels = ((64, 4, 2), (32, 4, 2), (128, 4, 2), (64, 4, 3), (32, 2, 2), (128, 8, 2), (32, 8, 2))
     return tuple(
         Variant((("BLOCK_N", block), ("RESIDENT", resident), ("LEAST_SLOTS", least)), warps, stages)
         for resident, least in shares

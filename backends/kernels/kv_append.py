@@ -19,7 +19,8 @@ from .packing import store_codes
 from .rotated import FLOAT16_MAX, Stored, book, edges, empty, encode, rotation, row_bytes, strides_of, turn
 
 FIELDS = 8
-"""Fields of a region: row (or first entry of the page table), ring, sink row, sinks, static row, head of the input."""
+"""Fields of a region: row (or first entry of the page table), ring, sink row, sinks, static row, head of the input,
+and slots given up before (a kept set that was compacted goes on behind what was kept), and one unused."""
 
 REGION = tl.constexpr(FIELDS)
 
@@ -134,10 +135,11 @@ def append_kernel(
     first, ring = tl.load(region, mask=live, other=0), tl.load(region + 1, mask=live, other=1)
     sink_first, sinks = tl.load(region + 2, mask=live, other=0), tl.load(region + 3, mask=live, other=0)
     static, source = tl.load(region + 4, mask=live, other=0), tl.load(region + 5, mask=live, other=0)
+    gone = tl.load(region + 6, mask=live, other=0)
     position = before + token
     in_sinks = live & (position < sinks)
     in_ring = live & (position >= sinks) & (position > before + count - 1 - ring)
-    slot = (position - sinks) % tl.maximum(ring, 1)
+    slot = (position - sinks - gone) % tl.maximum(ring, 1)
     if PAGE == 0:
         row = first.to(tl.int64) + slot
     else:
@@ -309,7 +311,7 @@ def reference(
     """The same in plain torch: one token of one head after another, each over what was there."""
     keys = k.float() if angles is None else roped(k.float(), angles)
     heads = len(regions) // len(seen)
-    for pair, (row, ring, sink_row, sinks, static, source, *_) in enumerate(regions.tolist()):
+    for pair, (row, ring, sink_row, sinks, static, source, gone, _) in enumerate(regions.tolist()):
         sequence = pair // heads
         for token in range(int(counts[sequence])):
             position = int(seen[sequence]) + token
@@ -318,7 +320,7 @@ def reference(
                 if position < sinks:
                     store.sinks[sink_row + position] = floats(vector, store.sinks.dtype)
                 elif ring:
-                    slot = (position - sinks) % ring
+                    slot = (position - sinks - gone) % ring
                     at = row + slot if table is None else int(table[row + slot // page]) * page + slot % page
                     put(store, at, vector, static)
 

@@ -124,7 +124,7 @@ def decode_attention(
     table         int32, the pages of all pairs, where `page` slots make one
     """
     chosen = DEFAULT if variant is None else variant
-    queries, group, dim = q.shape
+    _, group, dim = q.shape
     out = torch.empty_like(q)
     partial = torch.empty(2 * work.programs, group, dim, dtype=torch.float32, device=q.device)
     stats = torch.empty(2 * work.programs, group, 2, dtype=torch.float32, device=q.device)

@@ -122,10 +122,10 @@ def decode_kernel(
     start = tl.load(starts + 2 * program)
     pair = tl.load(starts + 2 * program + 1)
     stop = tl.load(starts + 2 * program + 2)
-    QUERY: tl.constexpr = q.dtype.element_ty
-    CODED: tl.constexpr = tl.float32 if QUERY == tl.float32 else tl.float16
-    K_DOT: tl.constexpr = CODED if (QUERY == tl.float32 or K_BITS < 16) else k_low.dtype.element_ty
-    V_DOT: tl.constexpr = CODED if (QUERY == tl.float32 or V_BITS < 16) else v_low.dtype.element_ty
+    EXACT: tl.constexpr = q.dtype.element_ty == tl.float32
+    CODED: tl.constexpr = tl.float32 if EXACT else tl.float16
+    K_DOT: tl.constexpr = CODED if (EXACT or K_BITS < 16) else k_low.dtype.element_ty
+    V_DOT: tl.constexpr = CODED if (EXACT or V_BITS < 16) else v_low.dtype.element_ty
     m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     inside = (m < GROUP)[:, None] & (d < DIM)[None, :]
     by = scale * LOG2_E
@@ -162,7 +162,7 @@ def decode_kernel(
                 there = (sink_row + first + s).to(tl.int64) * DIM
                 key = load_floats(k_sinks + there, live, DIM, BLOCK_D)
                 value = load_floats(v_sinks + there, live, DIM, BLOCK_D)
-                S_DOT: tl.constexpr = tl.float32 if QUERY == tl.float32 else k_sinks.dtype.element_ty
+                S_DOT: tl.constexpr = tl.float32 if EXACT else k_sinks.dtype.element_ty
                 scores = dot(x.to(S_DOT), tl.trans(key.to(S_DOT)), tl.zeros([BLOCK_M, SINK_TILE], tl.float32))
                 scores = tl.where(live[None, :], scores * by, float("-inf"))
                 if V_BITS < 16:
@@ -176,9 +176,7 @@ def decode_kernel(
             slot = first + n
             live = slot < last
             there = slot_rows(table, row, slot, live, PAGE)
-            key, k_norm = load_slots(
-                k_low, k_high, k_norms, there, live, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D
-            )
+            key, k_norm = load_slots(k_low, k_high, k_norms, there, live, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D)
             scores = dot(turned, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
             scores = scores * (by if K_BITS >= 16 else k_norm[None, :]) + shift[:, None]
             scores = tl.where(live[None, :], scores, float("-inf"))

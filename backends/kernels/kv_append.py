@@ -357,7 +357,9 @@ def launches(shape: Shape, variant: Variant) -> tuple[Launch, ...]:
     for part, width in (("k", shape.k_bits), ("v", shape.v_bits)):
         float_type = "*fp32" if width == 32 else "*fp16"
         types |= {f"{part}_low": float_type if width >= 16 else "*u8", f"{part}_high": "*u8", f"{part}_norms": "*fp16"}
-        types |= {f"{part}_sinks": float_type} | ({"k_mean": "*fp16"} if part == "k" else {}) | {f"{part}_scale": "*fp16"}
+        types |= (
+            {f"{part}_sinks": float_type} | ({"k_mean": "*fp16"} if part == "k" else {}) | {f"{part}_scale": "*fp16"}
+        )
     types |= dict.fromkeys(("table", "regions", "seen", "counts"), "*i32")
     numbers = ("rows", "tokens", "k_batch", "k_head", "k_token", "v_batch", "v_head", "v_token")
     stored = sum(min(count, ring) for count, ring in zip(_each(shape, shape.counts), shape.rings, strict=True))
@@ -495,7 +497,9 @@ def check(shape: Shape, variant: Variant, dtype: torch.dtype, seed: int) -> tupl
     angles = rotary(shape) if shape.rope else None
     made: list[list[Tensor]] = []
     for run in (kv_append, reference):
-        stores = [replace(each, **{part: x.clone() for part, x in each.written().items()}) for each in (k_store, v_store)]
+        stores = [
+            replace(each, **{part: x.clone() for part, x in each.written().items()}) for each in (k_store, v_store)
+        ]
         if run is kv_append:
             kv_append(k, v, *stores, regions, seen, counts, any(shape.sinks), angles, table, shape.page, variant)
         else:

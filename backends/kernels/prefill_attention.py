@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .contract import Check, Launch, Variant
-from .decode_tiles import absorb, load_slots, slot_rows
+from .decode_tiles import load_slots, slot_rows
 from .numerics import dot, rounded
 from .rotated import Stored, rotation, row_bytes
 
@@ -138,11 +138,11 @@ def prefill_kernel(
         s = start + tl.arange(0, SINK_TILE)
         mask = (s < tl.minimum(sinks, end))[:, None] & (d < DIM)[None, :]
         key = tl.load(k_sinks + (sink_rows + s)[:, None] * DIM + d[None, :], mask, 0.0)
-        value = tl.load(v_sinks + (sink_rows + s)[:, None] * DIM + d[None, :], mask, 0.0)
         scores = dot(x, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, SINK_TILE], tl.float32)) * by
-        seen = (s < sinks)[None, :] & (s[None, :] <= now[:, None])
-        scores = tl.where(seen, scores, float("-inf"))
-        top, mass, acc = absorb(scores, value, tl.full([SINK_TILE], 1.0, tl.float32), top, mass, acc, V_DOT)
+        scores = tl.where((s < sinks)[None, :] & (s[None, :] <= now[:, None]), scores, float("-inf"))
+        p, keep, top, mass = weigh(scores, top, mass)
+        value = tl.load(v_sinks + (sink_rows + s)[:, None] * DIM + d[None, :], mask, 0.0)
+        acc = dot(rounded(p, V_DOT), value.to(V_DOT), acc * keep[:, None])
 
     # Tiles before `inner` hold keys that the last query no longer sees, tiles from `outer` on keys that the first does
     # not see yet. Those between need no mask.
@@ -152,22 +152,23 @@ def prefill_kernel(
     outer = tl.minimum(tl.maximum(tl.maximum(first_now + 1 - begin, 0) // BLOCK_N, inner), tiles)
     for i in range(inner, outer):
         position = begin + i * BLOCK_N + n
-        scores, value, v_norm = visit(
-            *(x, position, n >= 0, past, sinks, slots, ring, fresh, table, by),
-            *(k_low, k_high, k_norms, v_low, v_high, v_norms, K_BITS, V_BITS, K_STRIDE, K_HIGH_STRIDE),
-            *(V_STRIDE, V_HIGH_STRIDE, PAGE, DIM, BLOCK_M, BLOCK_N, BLOCK_D, K_DOT),
-        )
-        top, mass, acc = absorb(scores, value, v_norm, top, mass, acc, V_DOT)
+        inside = n < BLOCK_N
+        row = row_of(position, inside, past, sinks, slots, ring, fresh, table, PAGE)
+        key, norm = load_slots(k_low, k_high, k_norms, row, inside, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D)
+        scores = dot(x, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * (norm * by)[None, :]
+        p, keep, top, mass = weigh(scores, top, mass)
+        value, norm = load_slots(v_low, v_high, v_norms, row, inside, V_BITS, V_STRIDE, V_HIGH_STRIDE, DIM, BLOCK_D)
+        acc = dot(rounded(p * norm[None, :], V_DOT), value.to(V_DOT), acc * keep[:, None])
     for edge in range(0, inner + tiles - outer):
         position = begin + tl.where(edge < inner, edge, edge - inner + outer) * BLOCK_N + n
-        scores, value, v_norm = visit(
-            *(x, position, position < end, past, sinks, slots, ring, fresh, table, by),
-            *(k_low, k_high, k_norms, v_low, v_high, v_norms, K_BITS, V_BITS, K_STRIDE, K_HIGH_STRIDE),
-            *(V_STRIDE, V_HIGH_STRIDE, PAGE, DIM, BLOCK_M, BLOCK_N, BLOCK_D, K_DOT),
-        )
-        seen = (position[None, :] <= now[:, None]) & (position[None, :] > now[:, None] - slots)
-        scores = tl.where(seen & (position < end)[None, :], scores, float("-inf"))
-        top, mass, acc = absorb(scores, value, v_norm, top, mass, acc, V_DOT)
+        inside = position < end
+        row = row_of(position, inside, past, sinks, slots, ring, fresh, table, PAGE)
+        key, norm = load_slots(k_low, k_high, k_norms, row, inside, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D)
+        scores = dot(x, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * (norm * by)[None, :]
+        seen = (position[None, :] <= now[:, None]) & (position[None, :] > now[:, None] - slots) & inside[None, :]
+        p, keep, top, mass = weigh(tl.where(seen, scores, float("-inf")), top, mass)
+        value, norm = load_slots(v_low, v_high, v_norms, row, inside, V_BITS, V_STRIDE, V_HIGH_STRIDE, DIM, BLOCK_D)
+        acc = dot(rounded(p * norm[None, :], V_DOT), value.to(V_DOT), acc * keep[:, None])
 
     acc = tl.where(live[:, None], acc / tl.where(mass > 0, mass, 1.0)[:, None], 0.0)
     there = ((sequence * HEADS + head).to(tl.int64) * GROUP + member) * tokens + token
@@ -176,44 +177,21 @@ def prefill_kernel(
 
 
 @triton.jit
-def visit(
-    x,
-    position,
-    inside,
-    past,
-    sinks,
-    slots,
-    ring,
-    fresh,
-    table,
-    by,
-    k_low,
-    k_high,
-    k_norms,
-    v_low,
-    v_high,
-    v_norms,
-    K_BITS: tl.constexpr,
-    V_BITS: tl.constexpr,
-    K_STRIDE: tl.constexpr,
-    K_HIGH_STRIDE: tl.constexpr,
-    V_STRIDE: tl.constexpr,
-    V_HIGH_STRIDE: tl.constexpr,
-    PAGE: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    K_DOT: tl.constexpr,
-):
-    """Scores [BLOCK_M, BLOCK_N] in powers of two of the keys at these positions, their values, the values' norms."""
+def row_of(position, inside, past, sinks, slots, ring, fresh, table, PAGE: tl.constexpr):
+    """Rows that hold the tokens at these positions: of the ring, or for new tokens the `fresh` ones."""
     old = position < past
     held = slot_rows(table, ring, (position - sinks) % slots, inside & old, PAGE)
-    row = tl.where(old, held, fresh.to(tl.int64) + position - past)
-    key, k_norm = load_slots(k_low, k_high, k_norms, row, inside, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D)
-    scores = dot(x, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * (k_norm * by)[None, :]
-    value, v_norm = load_slots(v_low, v_high, v_norms, row, inside, V_BITS, V_STRIDE, V_HIGH_STRIDE, DIM, BLOCK_D)
-    return scores, value, v_norm
+    return tl.where(old, held, fresh.to(tl.int64) + position - past)
+
+
+@triton.jit
+def weigh(scores, top, mass):
+    """A tile's scores [m, n], in powers of two, in an online softmax: weights, what is left of earlier ones, sums."""
+    higher = tl.maximum(top, tl.max(scores, 1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet: -inf less -inf would be NaN
+    p = tl.exp2(scores - base[:, None])
+    keep = tl.exp2(top - base)
+    return p, keep, higher, mass * keep + tl.sum(p, 1)
 
 
 # --- running it ---------------------------------------------------------------------------------
@@ -348,7 +326,7 @@ def ways(head_dim: int) -> tuple[Variant, ...]:
     if head_dim > 128:
         tried = ((64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2), (32, 32, 4, 2), (64, 32, 8, 2))
     else:
-        tried = ((128, 64, 8, 2), (64, 64, 4, 2), (128, 64, 4, 2), (64, 32, 4, 3), (128, 32, 4, 3), (128, 64, 8, 3))
+        tried = ((128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3), (128, 128, 8, 2))
     return tuple(Variant((("BLOCK_M", m), ("BLOCK_N", n)), warps, stages) for m, n, warps, stages in tried)
 
 

@@ -144,7 +144,7 @@ def verify(directory: Path, text: Path | None = None, documents: int = 8, progre
 
 
 def check(directory: Path, quick: bool = False, progress: Progress = quiet) -> "CheckReport":
-    """Run an artefact's kernels in Triton's interpreter against their references: its plan's shapes and hostile ones."""
+    """Run an artefact's kernels in Triton's interpreter against references, over its plan's shapes and hostile ones."""
     from planner.compile.check import check_artefact
 
     return check_artefact(directory, quick, progress)

@@ -1,4 +1,4 @@
-"""Which kernels a plan uses, at which shapes: attention of every class of heads, products of every packed matrix."""
+"""Which kernels a plan uses, at which shapes: attention of all heads, products of the matrices that are packed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def planned_uses(plan: Plan, spec: ModelSpec, multiprocessors: int) -> tuple[Pla
 
 
 def _attention(plan: Plan, spec: ModelSpec, multiprocessors: int) -> Iterator[tuple[Phase, Use, str]]:
-    """Decode and prefill attention: the heads of a layer that are stored at the same bits run in one launch."""
+    """Attention and new tokens stored: the heads of a layer that are stored at the same bits run in one launch."""
     work, chosen = plan.workload, dict(plan.kv)
     chunk, past = last_chunk(work)
     for index, layer in enumerate(spec.layers):
@@ -57,6 +57,16 @@ def _attention(plan: Plan, spec: ModelSpec, multiprocessors: int) -> Iterator[tu
             yield "decode", use("decode_attention", decode), served
             chunks = {"past": (past,) * work.batch, "lengths": (chunk,) * work.batch}
             yield "prefill", use("prefill_attention", stored | {"sinks": sinks, "slots": coded} | chunks), served
+            # Keys come turned to their positions: what attention in transformers is given.
+            rings = {"heads": len(heads), "rings": coded * work.batch, "sinks": sinks * work.batch, "rope": 0}
+            width = {name: stored[name] for name in ("head_dim", "k_bits", "v_bits")}
+            steps: tuple[tuple[Phase, int, int], ...] = (
+                ("decode", work.longest_tokens - 1, 1),
+                ("prefill", past, chunk),
+            )
+            for phase, seen, new in steps:
+                tokens = {"seen": (seen,) * work.batch, "counts": (new,) * work.batch}
+                yield phase, use("kv_append", width | rings | tokens), served
 
 
 def last_chunk(work: Workload) -> tuple[int, int]:

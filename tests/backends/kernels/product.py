@@ -40,8 +40,8 @@ def product_kernel(
 
 SMALL = Variant((("BLOCK_M", 32), ("BLOCK_N", 32), ("BLOCK_K", 32)), num_warps=4, num_stages=2)
 WIDE = Variant((("BLOCK_M", 64), ("BLOCK_N", 64), ("BLOCK_K", 32)), num_warps=4, num_stages=2)
-SPILLS = Variant((("BLOCK_M", 128), ("BLOCK_N", 128), ("BLOCK_K", 32)), num_warps=1, num_stages=2)
-TOO_LARGE = Variant((("BLOCK_M", 128), ("BLOCK_N", 256), ("BLOCK_K", 128)), num_warps=8, num_stages=4)
+SPILLS = Variant((("BLOCK_M", 128), ("BLOCK_N", 64), ("BLOCK_K", 32)), num_warps=1, num_stages=2)
+TOO_LARGE = Variant((("BLOCK_M", 32), ("BLOCK_N", 32), ("BLOCK_K", 512)), num_warps=4, num_stages=4)
 BROKEN = Variant((("BLOCK_M", 24), ("BLOCK_N", 32), ("BLOCK_K", 32)), num_warps=4, num_stages=2)
 
 
@@ -57,7 +57,10 @@ def product(a: Tensor, b: Tensor, variant: Variant = SMALL) -> Tensor:
 
 
 def variants(shape: Shape) -> tuple[Variant, ...]:
-    return SMALL, WIDE, SPILLS, TOO_LARGE, BROKEN
+    """Of one row only the small one, so that a test of that compiles one kernel."""
+    if shape.rows < 1:
+        raise ValueError(f"rows: found {shape.rows}; needs one or more")
+    return (SMALL,) if shape.rows == 1 else (SMALL, WIDE, SPILLS, TOO_LARGE, BROKEN)
 
 
 def launches(shape: Shape, variant: Variant) -> tuple[Launch, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import cast
+from typing import TextIO, cast
 
 MOST_WORKERS = 16
 """Each holds torch and a compiler, about a gigabyte."""
@@ -55,7 +55,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._process: subprocess.Popen[str] | None = None
-        self._told = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by end()
+        self._told: TextIO | None = None
 
     def ask(self, request: object) -> Reply:
         """The reply to one request; WorkerBroke where the process ended instead: the next request starts another."""
@@ -71,11 +71,7 @@ class Worker:
         except BrokenPipeError:
             pass
         if not line.endswith("\n"):
-            code = process.wait()
-            self._told.seek(0)
-            told = self._told.read().strip()
-            self.end()
-            raise WorkerBroke(code, told)
+            raise WorkerBroke(process.wait(), self._last_words())
         return cast(Reply, json.loads(line))
 
     def _start(self) -> subprocess.Popen[str]:
@@ -93,6 +89,15 @@ class Worker:
         )
         return self._process
 
+    def _last_words(self) -> str:
+        """What the process told on its error stream before it ended; the worker is ended with it."""
+        told = ""
+        if self._told is not None:
+            self._told.seek(0)
+            told = self._told.read().strip()
+        self.end()
+        return told
+
     def end(self) -> None:
         """Kill the process; nothing it was writing is half there, for it renames what it wrote."""
         if self._process is not None:
@@ -102,7 +107,9 @@ class Worker:
                 if pipe is not None:
                     pipe.close()
             self._process = None
+        if self._told is not None:
             self._told.close()
+            self._told = None
 
 
 class Crew:

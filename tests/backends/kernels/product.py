@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .contract import Check, Launch, Variant
+from .numerics import dot
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def product_kernel(
         k = start + tl.arange(0, BLOCK_K)
         a = tl.load(a_ptr + m[:, None] * inner + k, mask=(m[:, None] < rows) & (k < inner), other=0.0)
         b = tl.load(b_ptr + k[:, None] * cols + n, mask=(k[:, None] < inner) & (n < cols), other=0.0)
-        total = tl.dot(a, b, total)
+        total = dot(a, b, total)
     tl.store(out_ptr + m[:, None] * cols + n, total, mask=(m[:, None] < rows) & (n < cols))
 
 

@@ -57,14 +57,22 @@ class Store:
     directory: Path
 
     def record(self, key: str) -> CompiledKernel | None:
-        """What was kept of a compilation; None where it was not done, or cannot be read."""
+        """What was kept of a compilation; None where it was not done, or what was kept is not whole any more."""
         path = self._path(key, "json")
         if not path.is_file():
             return None
         try:
-            return build(json.loads(read_text(path)), CompiledKernel, str(path))
+            kept = build(json.loads(read_text(path)), CompiledKernel, str(path))
         except (InputError, ValueError):
             return None
+        return kept if kept.dropped is not None or self._code(key) == kept.code_sha256 else None
+
+    def _code(self, key: str) -> str:
+        """Sha256 of a binary; empty where it or its assembly is gone."""
+        path = self._path(key, "bin")
+        if not path.is_file() or not self._path(key, "asm").is_file():
+            return ""
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def keep(self, key: str, result: "Binary | Dropped") -> CompiledKernel:
         """Write what a compilation gave."""
@@ -79,14 +87,11 @@ class Store:
         return kept
 
     def binary(self, key: str) -> tuple[bytes, bytes] | None:
-        """(binary, assembly) of a kernel that was kept; None where they are gone or not those of the record."""
+        """(binary, assembly) of a kernel that was kept; None where it was dropped or is not whole any more."""
         record = self.record(key)
-        try:
-            code, assembly = self._path(key, "bin").read_bytes(), self._path(key, "asm").read_bytes()
-        except FileNotFoundError:
+        if record is None or record.dropped is not None:
             return None
-        whole = record is not None and hashlib.sha256(code).hexdigest() == record.code_sha256
-        return (code, assembly) if whole else None
+        return self._path(key, "bin").read_bytes(), self._path(key, "asm").read_bytes()
 
     def _path(self, key: str, ending: str) -> Path:
         return self.directory / key[:2] / f"{key}.{ending}"

@@ -357,12 +357,12 @@ def reference_top(scores: Tensor, budgets: Tensor, most: int) -> tuple[Tensor, T
 def hostile() -> tuple[Shape, ...]:
     """One token; pages full, and one past; empty sequences; budgets of none and of more than there are; ties."""
     return (
-        Shape(64, 3, page=16, pages=40, lengths=(1, 16, 17, 0, 640), budgets=(4, 0, 100)),
+        Shape(64, 3, page=16, pages=12, lengths=(1, 16, 17, 0, 192), budgets=(4, 0, 20)),
         Shape(80, 1, page=16, pages=9, lengths=(130,), budgets=(3,)),
         Shape(96, 4, page=24, pages=5, lengths=(100, 120), budgets=(2, 5)),
         Shape(128, 8, page=64, pages=3, lengths=(129,), budgets=(1, 2)),
         Shape(256, 2, page=8, pages=7, lengths=(50,), budgets=(6,)),
-        Shape(64, 2, page=4, pages=150, lengths=(590,), budgets=(37, 149), equal=True),
+        Shape(64, 2, page=4, pages=40, lengths=(157,), budgets=(9, 39), equal=True),
     )
 
 

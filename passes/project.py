@@ -127,6 +127,8 @@ def measured_by(away: Floats, space: Space, ctx: PassContext) -> Problem:
             limits=np.array([np.inf, *table.limits]),
             minimise=(0,),
             tie_break=tuple(row + 1 for row in table.tie_break),
+            classes=table.classes,
+            class_toll=np.array([0.0, *table.class_toll]),
         ),
     )
 

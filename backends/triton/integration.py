@@ -175,7 +175,7 @@ class KernelModel(PlannedModel):
 
     def __init__(self, plain: PlannedModel, device: torch.device) -> None:
         self.model, self.kinds, self.device = plain.model, plain.kinds, device
-        self.model.to(device)
+        self.model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's own method
         for module in self.model.modules():
             if isinstance(module, runner.Packed) and module.scheme != "float":
                 module.table = module.table.to(device)

@@ -8,7 +8,7 @@ from backends.triton.search import Use, use
 from planner.formats import has_minimum, slots
 from planner.goal import Workload
 from planner.plan import Plan
-from planner.space import KvChoice, KvSite, WeightChoice, WeightFormat, WeightSite
+from planner.space import KvChoice, KvSite, WeightChoice, WeightSite
 from planner.spec import ModelSpec, TensorSpec
 
 Phase = Literal["decode", "prefill"]
@@ -47,7 +47,7 @@ def _attention(plan: Plan, spec: ModelSpec, multiprocessors: int) -> Iterator[tu
             held = [slots(choice, layer, work.longest_tokens) for _, choice in heads]
             sinks, coded = tuple(s for s, _ in held), tuple(c for _, c in held)
             served = f"layer {index} kv heads {', '.join(str(head) for head, _ in heads)}"
-            stored = {"head_dim": layer.head_dim, "group": layer.group, "k_bits": k_bits, "v_bits": v_bits}
+            stored: dict[str, int | tuple[int, ...] | None] = {"head_dim": layer.head_dim, "group": layer.group, "k_bits": k_bits, "v_bits": v_bits}
             decode = stored | {
                 "heads": len(heads),
                 "sinks": sinks * work.batch,
@@ -55,7 +55,8 @@ def _attention(plan: Plan, spec: ModelSpec, multiprocessors: int) -> Iterator[tu
                 "multiprocessors": multiprocessors,
             }
             yield "decode", use("decode_attention", decode), served
-            chunks = {"past": (past,) * work.batch, "lengths": (chunk,) * work.batch}
+            lengths = (past,) * work.batch, (chunk,) * work.batch
+            chunks: dict[str, int | tuple[int, ...] | None] = dict(zip(("past", "lengths"), lengths, strict=True))
             yield "prefill", use("prefill_attention", stored | {"sinks": sinks, "slots": coded} | chunks), served
             # Keys come turned to their positions: what attention in transformers is given.
             rings = {"heads": len(heads), "rings": coded * work.batch, "sinks": sinks * work.batch, "rope": 0}
@@ -104,11 +105,11 @@ def packing(choice: WeightChoice, tensor: TensorSpec) -> dict[str, int | None] |
 
     A GGUF grid without minimums is symmetric: its smallest code stands for minus half the range.
     """
-    form: WeightFormat | None = choice.format
+    form = choice.format
     if form.scheme == "grouped":
         return {"bits": int(form.bits), "group": form.group, "offset": None}
-    form = tensor.native if form.scheme == "native" else None
-    if form is None:
+    native = tensor.native if form.scheme == "native" else None
+    if native is None:
         return None
-    offset = None if has_minimum(tensor) else -(2 ** (int(form.bits) - 1))
-    return {"bits": int(form.bits), "group": form.group, "offset": offset}
+    offset = None if has_minimum(tensor) else -(2 ** (int(native.bits) - 1))
+    return {"bits": int(native.bits), "group": native.group, "offset": offset}

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -35,8 +36,14 @@ def tuples(value: object) -> object:
 
 def launches(request: Request) -> "list[tuple[Variant, tuple[Launch, ...]]]":
     """Every variant of a use, with its launches."""
-    module = sources.module(Path(str(request["folder"])), str(request["module"]))
-    shape = module.Shape(**cast(dict[str, object], tuples(request["shape"])))
+    return _launches(str(request["folder"]), str(request["module"]), json.dumps(request["shape"]))
+
+
+@lru_cache(maxsize=64)
+def _launches(folder: str, name: str, fields: str) -> "list[tuple[Variant, tuple[Launch, ...]]]":
+    """Kept: the variants of one use are compiled one request at a time."""
+    module = sources.module(Path(folder), name)
+    shape = module.Shape(**cast(dict[str, object], tuples(json.loads(fields))))
     return [(variant, module.launches(shape, variant)) for variant in module.variants(shape)]
 
 

@@ -60,7 +60,7 @@ class Clusters:
 
 
 def clusters_of(keys: Tensor, assigned: Tensor, count: int) -> Clusters:
-    """Clusters of keys [heads, keys, head_dim] that were `assigned` [heads, keys] to `count` clusters; some may be empty.
+    """Clusters of keys [heads, keys, head_dim] `assigned` [heads, keys] to `count` of them; some may be empty.
 
     >>> made = clusters_of(torch.tensor([[[1.0], [4.0], [3.0]]]), torch.tensor([[1, 0, 1]]), 3)
     >>> made.centroids.tolist(), made.starts.tolist(), made.members.tolist()

@@ -2,9 +2,8 @@
 
     out[i, r] = sum over j of x[i, j] * (scale[r, j / group] * code[r, j] + minimum[r, j / group])
 
-A row of codes is packed as the transformers runner packs it: in planes of a power-of-two width, lowest bits first, so
-3 bits take a plane of 2 and a plane of 1, 5 bits (GGUF's Q5) one of 4 and one of 1, and none are wasted. GGUF's
-symmetric grids store no minimum: it is scale * offset.
+A row of codes is packed as `packing` tells, none of its bits wasted. GGUF's symmetric grids store no minimum: it is
+scale * offset.
 
 For few rows of x the matrix is all there is to read, so the work is also split along its inputs; the parts are summed
 by a second kernel in a fixed order, so that results repeat. Where a step covers one group, codes go into the product as
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from .contract import Check, Launch, Variant
 from .numerics import dot, rounded
+from .packing import expand, expanded
 
 BITS = (2, 3, 4, 5, 8)
 GROUPS = (16, 32, 64, 128, 256)
@@ -47,29 +47,9 @@ class Shape:
 # --- what it computes ---------------------------------------------------------------------------
 
 
-def low_width(bits: int) -> int:
-    """Bits of the first plane; a second plane holds the one bit that is left of 3 and 5."""
-    return bits & -2 if bits in (3, 5) else bits
-
-
-def unpacked(codes: Tensor, bits: int) -> Tensor:
-    """Codes [rows, k] int64 of packed rows [rows, k * bits / 8].
-
-    >>> unpacked(torch.tensor([[0b11100100, 0b00000000, 0b00001111]], dtype=torch.uint8), 3)
-    tensor([[4, 5, 6, 7, 0, 0, 0, 0]])
-    """
-    low = low_width(bits)
-    split = codes.shape[-1] * low // bits
-    wide = codes.long()[..., None]
-    values = (wide[..., :split, :] >> torch.arange(0, 8, low, device=codes.device) & 2**low - 1).flatten(-2)
-    if bits != low:
-        values += (wide[..., split:, :] >> torch.arange(8, device=codes.device) & 1).flatten(-2) << low
-    return values
-
-
 def reference(x: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor | None = None, offset: int = 0) -> Tensor:
     """The product [m, n] in float64; arguments as `dequant_matmul` takes them."""
-    values = unpacked(codes, codes.shape[-1] * 8 // x.shape[-1]).double()
+    values = expanded(codes, codes.shape[-1] * 8 // x.shape[-1]).double()
     by_group = values.view(*scale.shape, -1)
     low = scale.double() * offset if minimum is None else minimum.double()
     matrix = (by_group * scale.double()[..., None] + low[..., None]).view(values.shape)
@@ -80,23 +60,11 @@ def reference(x: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor | None = 
 
 
 @triton.jit
-def spread(packed, WIDTH: tl.constexpr):
-    """Codes [rows, n * 8 / WIDTH] of bytes [rows, n], each byte's lowest bits first."""
-    if WIDTH < 8:
-        packed = tl.interleave(packed & 15, packed >> 4)
-    if WIDTH < 4:
-        packed = tl.interleave(packed & 3, packed >> 2)
-    if WIDTH < 2:
-        packed = tl.interleave(packed & 1, packed >> 1)
-    return packed
-
-
-@triton.jit
 def load_plane(row_ptrs, live, start, end, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr):
     """One plane's bits of BLOCK_K codes of each row, from byte `start`; 0 from byte `end` on."""
     at = start + tl.arange(0, BLOCK_K * WIDTH // 8)
     mask = live[:, None] if EVEN_K else live[:, None] & (at < end)[None, :]
-    return spread(tl.load(row_ptrs[:, None] + at[None, :], mask=mask, other=0), WIDTH)
+    return expand(tl.load(row_ptrs[:, None] + at[None, :], mask=mask, other=0), WIDTH)
 
 
 @triton.jit
@@ -213,7 +181,9 @@ def shape_of(x: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor | None, of
     (m, k), (n, row_bytes), groups = x.shape, codes.shape, scale.shape[-1]
     shape = Shape(m, n, k, row_bytes * 8 // k, k // groups, None if minimum is not None else offset)
     if shape.bits not in BITS or k % 8 or k * shape.bits != row_bytes * 8:
-        raise ValueError(f"codes: found rows of {row_bytes} bytes for {k} inputs; needs {BITS} bits an input, 8 | inputs")
+        raise ValueError(
+            f"codes: found rows of {row_bytes} bytes for {k} inputs; needs {BITS} bits for each of a multiple of 8"
+        )
     if shape.group not in GROUPS or k % shape.group:
         raise ValueError(f"scale: found {groups} groups for {k} inputs; a group must be one of {GROUPS} inputs")
     for name, beside in (("scale", scale), ("minimum", minimum)):
@@ -402,8 +372,6 @@ def inputs(shape: Shape, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor,
 
 
 def check(shape: Shape, variant: Variant, dtype: torch.dtype, seed: int) -> tuple[Check, ...]:
-    """The product against the reference; the same call gives the same bits."""
+    """The product against the reference."""
     made = inputs(shape, dtype, seed)
-    got, again = dequant_matmul(*made, variant=variant), dequant_matmul(*made, variant=variant)
-    repeats = (got.view(torch.uint8) == again.view(torch.uint8)).all()
-    return Check(got, reference(*made)), Check(repeats.int(), torch.ones((), dtype=torch.int32))
+    return (Check(dequant_matmul(*made, variant=variant), reference(*made)),)

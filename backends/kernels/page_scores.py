@@ -5,9 +5,10 @@ A page keeps the least and the greatest value of every channel of its keys. No k
     sum over channels of max(q * least, q * greatest)  =  max(q, 0) . greatest + min(q, 0) . least
 
 which takes two products with whole pages of bounds instead of one with every key (Quest,
-https://arxiv.org/abs/2406.10774). Query heads that share keys share pages: a page's score is the highest bound that any
-query head of the group has. Each KV head has its own budget of pages; of equal scores the lower page is taken, and pages
-are listed in ascending order, so that results repeat and neighbours are read together. Empty pages are never taken.
+https://arxiv.org/abs/2406.10774). Query heads that share keys share pages: a page's score is the highest bound that
+any query head of the group has. Each KV head has its own budget of pages; of equal scores the lower page is taken, and
+pages are listed in ascending order, so that results repeat and neighbours are read together. Empty pages are never
+taken.
 """
 
 from dataclasses import dataclass
@@ -191,7 +192,8 @@ def page_scores(
     batch, heads, group, dim = q.shape
     pages = low.shape[2]
     if low.shape != (batch, heads, pages, dim) or high.shape != low.shape:
-        raise ValueError(f"low, high: found {tuple(low.shape)}, {tuple(high.shape)}; needs {(batch, heads, pages, dim)}")
+        found = f"{tuple(low.shape)}, {tuple(high.shape)}"
+        raise ValueError(f"low, high: found {found}; needs {(batch, heads, pages, dim)}")
     chosen = WAYS[0] if variant is None else variant
     scores = torch.empty(batch, heads, pages, dtype=torch.float32, device=q.device)
     page_scores_kernel[(triton.cdiv(pages, chosen.tile("BLOCK_P")), heads, batch)](
@@ -284,10 +286,12 @@ def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16)
     keys = heads * sum(shape.lengths)
     places, most = batch * heads * shape.pages, max(shape.budgets)
 
-    def launch(kernel: object, types: dict[str, str], fixed: dict[str, int], counts: tuple[int, int, int, int]) -> Launch:
+    def launch(
+        kernel: object, types: dict[str, str], fixed: dict[str, int], costs: tuple[int, int, int, int]
+    ) -> Launch:
         signature = {**types, **dict.fromkeys(fixed, "constexpr")}
         aligned = tuple(name for name, kind in types.items() if kind.startswith("*"))
-        return Launch(kernel, signature, dict(fixed), aligned, *counts)
+        return Launch(kernel, signature, dict(fixed), aligned, *costs)
 
     floats, ints = TYPES[dtype], "*i32"
     bounds = {"keys": floats, "low": floats, "high": floats, "lengths": ints, "since": ints}
@@ -320,10 +324,8 @@ def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16)
 # --- checking it --------------------------------------------------------------------------------
 
 
-def reference(
-    q: Tensor, keys: Tensor, lengths: Tensor, page: int, pages: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Bounds [batch, heads, pages, head_dim] and scores [batch, heads, pages] in float64; bounds of empty pages are 0."""
+def reference(q: Tensor, keys: Tensor, lengths: Tensor, page: int, pages: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bounds [batch, heads, pages, head_dim], 0 for empty pages, and scores [batch, heads, pages], in float64."""
     batch, heads, _, dim = keys.shape
     low = torch.zeros(batch, heads, pages, dim, dtype=torch.float64, device=keys.device)
     high, scores = low.clone(), torch.full((batch, heads, pages), -torch.inf, dtype=torch.float64, device=keys.device)
@@ -367,7 +369,7 @@ def hostile() -> tuple[Shape, ...]:
 
 
 def check(shape: Shape, variant: Variant, dtype: torch.dtype, seed: int) -> tuple[Check, ...]:
-    """Bounds written in two goes, scores, and the pages taken of these scores."""
+    """Bounds written in one go and in two, scores, and the pages taken of these scores."""
     made = torch.Generator().manual_seed(seed)
     batch, heads, capacity = len(shape.lengths), len(shape.budgets), shape.pages * shape.page
     keys = torch.randn(batch, heads, capacity, shape.head_dim, generator=made)
@@ -376,10 +378,13 @@ def check(shape: Shape, variant: Variant, dtype: torch.dtype, seed: int) -> tupl
     keys = keys.to(dtype).contiguous()
     q = torch.randn(batch, heads, shape.group, shape.head_dim, generator=made).to(dtype)
     lengths = torch.tensor(shape.lengths, dtype=torch.int32)
-    low = torch.zeros(batch, heads, shape.pages, shape.head_dim, dtype=dtype)
-    high, some = low.clone(), lengths // 2
-    page_bounds(keys, some, torch.zeros_like(some), low, high, shape.page, variant)
-    page_bounds(keys, lengths, some, low, high, shape.page, variant)
+    low, high, low_twice, high_twice = (
+        torch.zeros(batch, heads, shape.pages, shape.head_dim, dtype=dtype) for _ in range(4)
+    )
+    none, some = torch.zeros_like(lengths), lengths // 2
+    page_bounds(keys, lengths, none, low, high, shape.page, variant)
+    page_bounds(keys, some, none, low_twice, high_twice, shape.page, variant)
+    page_bounds(keys, lengths, some, low_twice, high_twice, shape.page, variant)
     scores = page_scores(q, low, high, lengths, shape.page, variant)
     wanted_low, wanted_high, wanted = reference(q, keys, lengths, shape.page, shape.pages)
     budgets, most = torch.tensor(shape.budgets, dtype=torch.int32), max(shape.budgets)
@@ -388,6 +393,8 @@ def check(shape: Shape, variant: Variant, dtype: torch.dtype, seed: int) -> tupl
     return (
         Check(low, wanted_low),
         Check(high, wanted_high),
+        Check(low_twice, wanted_low),
+        Check(high_twice, wanted_high),
         Check(scores[held], wanted[held]),
         Check((scores > -torch.inf).int(), held.int()),
         *(Check(got, right) for got, right in picked),

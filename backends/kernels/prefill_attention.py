@@ -19,19 +19,12 @@ from dataclasses import dataclass, replace
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from .contract import Check, Launch, Variant
-from .decode_tiles import load_slots, slot_rows
-from .numerics import dot, rounded
+from .prefill_tiles import FIELDS, prefill_kernel
 from .rotated import Stored, rotation, row_bytes
 
-FIELDS = 7
-"""Fields of a record: past tokens, new tokens, sinks, slots, first row of the ring, of the sinks, of new tokens."""
-RECORD = tl.constexpr(FIELDS)
-SINK_TILE = tl.constexpr(16)
-LOG2_E = tl.constexpr(1.4426950408889634)
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 
 
@@ -60,140 +53,6 @@ class Shape:
         return max(self.lengths)
 
 
-# --- kernel -------------------------------------------------------------------------------------
-
-
-@triton.jit
-def prefill_kernel(
-    q,
-    k_low,
-    k_high,
-    k_norms,
-    k_sinks,
-    v_low,
-    v_high,
-    v_norms,
-    v_sinks,
-    table,
-    records,
-    out,
-    scale,
-    tokens,
-    q_batch,
-    q_head,
-    q_member,
-    q_token,
-    HEADS: tl.constexpr,
-    MOST_SINKS: tl.constexpr,
-    K_BITS: tl.constexpr,
-    V_BITS: tl.constexpr,
-    K_STRIDE: tl.constexpr,
-    K_HIGH_STRIDE: tl.constexpr,
-    V_STRIDE: tl.constexpr,
-    V_HIGH_STRIDE: tl.constexpr,
-    PAGE: tl.constexpr,
-    GROUP: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """A tile of queries of one KV head of one sequence.
-
-    q                 strides given; DIM is contiguous, in the space of the keys
-    k_sinks, v_sinks  [batch, HEADS, MOST_SINKS, DIM], in the space of the keys, of the values
-    out               [batch, HEADS, GROUP, tokens, DIM], in the space of the values
-    """
-    # The last tiles see most: first come, first served, so the longest begin first.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    head, sequence = tl.program_id(1), tl.program_id(2)
-    record = records + (sequence * HEADS + head) * RECORD
-    past, length = tl.load(record), tl.load(record + 1)
-    sinks, slots = tl.load(record + 2), tl.load(record + 3)
-    ring, fresh = tl.load(record + 4), tl.load(record + 6)
-    QUERY: tl.constexpr = q.dtype.element_ty
-    CODED: tl.constexpr = tl.float32 if QUERY == tl.float32 else tl.float16
-    K_DOT: tl.constexpr = CODED if (QUERY == tl.float32 or K_BITS < 16) else k_low.dtype.element_ty
-    V_DOT: tl.constexpr = CODED if (QUERY == tl.float32 or V_BITS < 16) else v_low.dtype.element_ty
-    n, d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    place = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    token, member = place // GROUP, place % GROUP
-    live = token < length
-    now = past + token
-
-    at = q + sequence.to(tl.int64) * q_batch + head * q_head + member[:, None] * q_member
-    x = tl.load(at + token[:, None].to(tl.int64) * q_token + d[None, :], live[:, None] & (d < DIM)[None, :], 0.0)
-    x = x.to(K_DOT)
-    by = scale * LOG2_E
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    mass = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-
-    first_now = past + tile * BLOCK_M // GROUP
-    last_now = past + tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, length - 1)
-    end = tl.where(first_now < past + length, last_now + 1, 0)  # no keys for a tile of padding
-
-    sink_rows = (sequence * HEADS + head).to(tl.int64) * MOST_SINKS
-    for start in range(0, tl.minimum(sinks, end), SINK_TILE):
-        s = start + tl.arange(0, SINK_TILE)
-        mask = (s < tl.minimum(sinks, end))[:, None] & (d < DIM)[None, :]
-        key = tl.load(k_sinks + (sink_rows + s)[:, None] * DIM + d[None, :], mask, 0.0)
-        scores = dot(x, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, SINK_TILE], tl.float32)) * by
-        scores = tl.where((s < sinks)[None, :] & (s[None, :] <= now[:, None]), scores, float("-inf"))
-        p, keep, top, mass = weigh(scores, top, mass)
-        value = tl.load(v_sinks + (sink_rows + s)[:, None] * DIM + d[None, :], mask, 0.0)
-        acc = dot(rounded(p, V_DOT), value.to(V_DOT), acc * keep[:, None])
-
-    # Tiles before `inner` hold keys that the last query no longer sees, tiles from `outer` on keys that the first does
-    # not see yet. Those between need no mask.
-    begin = tl.maximum(sinks, first_now - slots + 1)
-    tiles = tl.cdiv(tl.maximum(end - begin, 0), BLOCK_N)
-    inner = tl.minimum(tl.cdiv(tl.maximum(last_now - slots + 1 - begin, 0), BLOCK_N), tiles)
-    outer = tl.minimum(tl.maximum(tl.maximum(first_now + 1 - begin, 0) // BLOCK_N, inner), tiles)
-    for i in range(inner, outer):
-        position = begin + i * BLOCK_N + n
-        inside = n < BLOCK_N
-        row = row_of(position, inside, past, sinks, slots, ring, fresh, table, PAGE)
-        key, norm = load_slots(k_low, k_high, k_norms, row, inside, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D)
-        scores = dot(x, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * (norm * by)[None, :]
-        p, keep, top, mass = weigh(scores, top, mass)
-        value, norm = load_slots(v_low, v_high, v_norms, row, inside, V_BITS, V_STRIDE, V_HIGH_STRIDE, DIM, BLOCK_D)
-        acc = dot(rounded(p * norm[None, :], V_DOT), value.to(V_DOT), acc * keep[:, None])
-    for edge in range(0, inner + tiles - outer):
-        position = begin + tl.where(edge < inner, edge, edge - inner + outer) * BLOCK_N + n
-        inside = position < end
-        row = row_of(position, inside, past, sinks, slots, ring, fresh, table, PAGE)
-        key, norm = load_slots(k_low, k_high, k_norms, row, inside, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D)
-        scores = dot(x, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * (norm * by)[None, :]
-        seen = (position[None, :] <= now[:, None]) & (position[None, :] > now[:, None] - slots) & inside[None, :]
-        p, keep, top, mass = weigh(tl.where(seen, scores, float("-inf")), top, mass)
-        value, norm = load_slots(v_low, v_high, v_norms, row, inside, V_BITS, V_STRIDE, V_HIGH_STRIDE, DIM, BLOCK_D)
-        acc = dot(rounded(p * norm[None, :], V_DOT), value.to(V_DOT), acc * keep[:, None])
-
-    acc = tl.where(live[:, None], acc / tl.where(mass > 0, mass, 1.0)[:, None], 0.0)
-    there = ((sequence * HEADS + head).to(tl.int64) * GROUP + member) * tokens + token
-    mask = (token < tokens)[:, None] & (d < DIM)[None, :]
-    tl.store(out + there[:, None] * DIM + d[None, :], rounded(acc, out.dtype.element_ty), mask)
-
-
-@triton.jit
-def row_of(position, inside, past, sinks, slots, ring, fresh, table, PAGE: tl.constexpr):
-    """Rows that hold the tokens at these positions: of the ring, or for new tokens the `fresh` ones."""
-    old = position < past
-    held = slot_rows(table, ring, (position - sinks) % slots, inside & old, PAGE)
-    return tl.where(old, held, fresh.to(tl.int64) + position - past)
-
-
-@triton.jit
-def weigh(scores, top, mass):
-    """A tile's scores [m, n], in powers of two, in an online softmax: weights, what is left of earlier ones, sums."""
-    higher = tl.maximum(top, tl.max(scores, 1))
-    base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet: -inf less -inf would be NaN
-    p = tl.exp2(scores - base[:, None])
-    keep = tl.exp2(top - base)
-    return p, keep, higher, mass * keep + tl.sum(p, 1)
-
-
 # --- running it ---------------------------------------------------------------------------------
 
 
@@ -211,7 +70,7 @@ def coded_type(dtype: torch.dtype) -> torch.dtype:
 
 
 def sinks_of(stored: Stored, records: Tensor, most: int) -> Tensor:
-    """Protected vectors [batch, heads, most, head_dim] as the kernel reads them; rows past a head's own are anything."""
+    """Protected vectors [batch, heads, most, head_dim] as the kernel reads them; past a head's own, anything."""
     rows = records[..., 5, None].long() + torch.arange(most, device=records.device)
     held = stored.sinks[rows.clamp(max=len(stored.sinks) - 1)] if most else stored.sinks.new_empty(*rows.shape, 1)
     return turned(held, stored).to(stored.sinks.dtype).contiguous()
@@ -231,7 +90,7 @@ def prefill_attention(
     """Outputs of that shape of queries [batch, heads, group, tokens, head_dim]; zeros where a row has no token.
 
     k, v        the sinks hold the new tokens that are sinks; slots hold none of the new tokens, or all in `fresh` rows
-    records     [batch, heads, FIELDS] int32, FIELDS says of what
+    records     [batch, heads, FIELDS] int32, `prefill_tiles` says of what
     most_sinks  the most sinks of a head
     table       int32: where `page` slots make a page, the pages of all rings; a ring's first row is then its place here
     """
@@ -283,11 +142,13 @@ def _(
 
 
 def stored(bits: int, parts: list[Tensor]) -> Stored:
-    """A `Stored` of its tensors; empty ones are none."""
-    low, high, norms, sinks, mean, scale = (part if part.numel() or i in (0, 3) else None for i, part in enumerate(parts))
-    if low is None or sinks is None:
-        raise ValueError("needs the tensors low, high, norms, sinks, mean and scale")
-    return Stored(bits, low, high, norms, sinks, mean, scale)
+    """A `Stored` of its tensors; empty ones are none, but of low and sinks."""
+    low, high, norms, sinks, mean, scale = parts
+
+    def present(part: Tensor) -> Tensor | None:
+        return part if part.numel() else None
+
+    return Stored(bits, low, present(high), present(norms), sinks, present(mean), present(scale))
 
 
 def constexprs(
@@ -358,9 +219,7 @@ def pairs(shape: Shape) -> int:
 def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16) -> tuple[Launch, ...]:
     """The one kernel; `bytes_read` has a key once for each tile that sees it."""
     k, v = (example(bits, 1, 1, shape, dtype, None) for bits in (shape.k_bits, shape.v_bits))
-    fixed = constexprs(
-        k, v, (len(shape.sinks), shape.group, shape.head_dim), max(shape.sinks), shape.page, variant
-    )
+    fixed = constexprs(k, v, (len(shape.sinks), shape.group, shape.head_dim), max(shape.sinks), shape.page, variant)
     pointers = {"q": TYPES[coded_type(dtype) if k.coded else dtype]}
     for name, one in (("k", k), ("v", v)):
         low = "*u8" if one.coded else TYPES[dtype]
@@ -373,6 +232,7 @@ def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16)
     slot = sum(row_bytes(one.bits, shape.head_dim) if one.coded else shape.head_dim * dtype.itemsize for one in (k, v))
     sink = shape.head_dim * (k.sinks.itemsize + v.sinks.itemsize)
     queries = sum(shape.lengths) * heads * shape.group
+    read = sum(sinks * sink + slots * slot for sinks, slots in seen) + queries * shape.head_dim * dtype.itemsize
     stored_queries = batch * shape.tokens * heads * shape.group
     launch = Launch(
         kernel=prefill_kernel,
@@ -387,7 +247,7 @@ def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16)
         # Fresh tensors are, slices of them need not be: what the launcher makes itself.
         divisible=(*pointers, *(() if shape.head_dim % 16 else strides)),
         programs=triton.cdiv(shape.tokens * shape.group, variant.tile("BLOCK_M")) * heads * batch,
-        bytes_read=sum(sinks * sink + slots * slot for sinks, slots in seen) + queries * shape.head_dim * dtype.itemsize,
+        bytes_read=read,
         bytes_written=stored_queries * shape.head_dim * (4 if v.coded else dtype.itemsize),
         flop=4 * shape.head_dim * pairs(shape),
     )
@@ -407,7 +267,9 @@ def reference(
             protected = torch.arange(min(sinks, past + length))
             position = torch.arange(max(sinks, past - slots), past + length)
             slot = (position - sinks) % slots
-            held = ring + slot if table is None else table[ring + slot.clamp(max=past) // page].long() * page + slot % page
+            held = ring + slot
+            if table is not None:  # new tokens have no page yet
+                held = table[(ring + slot // page).clamp(max=len(table) - 1)].long() * page + slot % page
             row = torch.where(position < past, held, fresh + position - past)
             keys, values = (
                 torch.cat([one.sinks[sink_row + protected].double(), one.vectors(row, head)]) for one in (k, v)

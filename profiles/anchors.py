@@ -61,7 +61,7 @@ def settings(profile: ModelProfile, spec: ModelSpec, can: Capabilities, seed: in
         whole_cache = KvChoice(Full(), plain, plain, profile.kv.sinks, HERE)
         for told_of in (
             *weight_anchors.mixtures(profile, spec, can, TOTALS_NATS, whole_cache),
-            *weight_anchors.caches(profile, can, plain, HERE, weights),
+            *weight_anchors.caches(profile, can, HERE, weights),
         ):
             yield Setting(*told_of)
         return

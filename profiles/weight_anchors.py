@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from planner.executor import Capabilities
 from planner.formats import weight_bytes
 from planner.profile import ModelProfile
-from planner.space import Choice, Full, KvChoice, KvFormat, Site, Tier, WeightChoice, WeightFormat
+from planner.space import Choice, Full, KvChoice, Site, Tier, WeightChoice, WeightFormat
 from planner.spec import ModelSpec
 
 Named = tuple[str, dict[Site, Choice], float]
@@ -26,14 +26,13 @@ def mixtures(
     losses = np.array([[profile.weights.price(i, form) for form in forms] for i in range(len(spec.tensors))])
     losses = np.where(np.isnan(losses), np.inf, losses)
     sizes = np.array([[weight_bytes(tensor, form) for form in forms] for tensor in spec.tensors])
-    kv: dict[Site, Choice] = dict.fromkeys(profile.kv.sites, whole)
     for total in totals:
         picks = cheapest(losses, sizes, total)
-        chosen = {
-            site: WeightChoice(forms[i], whole.tier) for site, i in zip(profile.weights.sites, picks, strict=True)
-        }
+        chosen: dict[Site, Choice] = dict.fromkeys(profile.kv.sites, whole)
+        for site, i in zip(profile.weights.sites, picks, strict=True):
+            chosen[site] = WeightChoice(forms[i], whole.tier)
         summed = float(losses[np.arange(len(picks)), picks].sum())
-        yield f"weights mixed for {total:g} nats", {**kv, **chosen}, summed
+        yield f"weights mixed for {total:g} nats", chosen, summed
 
 
 def cheapest(losses: NDArray[np.float64], sizes: NDArray[np.float64], total: float) -> NDArray[np.intp]:
@@ -52,19 +51,13 @@ def cheapest(losses: NDArray[np.float64], sizes: NDArray[np.float64], total: flo
     return found
 
 
-def caches(
-    profile: ModelProfile, can: Capabilities, plain: KvFormat, tier: Tier, weights: Mapping[Site, Choice]
-) -> Iterator[Named]:
+def caches(profile: ModelProfile, can: Capabilities, tier: Tier, weights: Mapping[Site, Choice]) -> Iterator[Named]:
     """(name, setting, sum of its prices) of one format of keys and one of values for all heads, nothing leaving."""
     for k in profile.kv.k_formats:
         for v in profile.kv.v_formats:
-            kept = KvChoice(Full(), *(plain if form.scheme == "float" else form for form in (k, v)), 0, tier)
-            coded = "float" not in (k.scheme, v.scheme)
-            if coded and can.carries(kept) and k.bits >= v.bits:
+            kept = KvChoice(Full(), k, v, 0, tier)
+            if "float" not in (k.scheme, v.scheme) and can.carries(kept) and k.bits >= v.bits:
                 place = (-1, profile.kv.k_formats.index(k), profile.kv.v_formats.index(v), -1)
                 summed = float(profile.kv.loss[:, *place].sum())
-                yield (
-                    f"keys {k.scheme}, values {v.scheme}",
-                    {**dict.fromkeys(profile.kv.sites, kept), **weights},
-                    summed,
-                )
+                every: dict[Site, Choice] = dict.fromkeys(profile.kv.sites, kept)
+                yield f"keys {k.scheme}, values {v.scheme}", {**every, **weights}, summed

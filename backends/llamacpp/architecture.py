@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import pi
+from typing import TypedDict
 
 import numpy as np
 from gguf import GGUFValueType
@@ -39,6 +40,36 @@ class Architecture:
     def window(self) -> int | None:
         """The one length of the windows there are."""
         return next((window for window in self.windows if window is not None), None)
+
+
+class Rope(TypedDict, total=False):
+    """How positions rotate, in a config.json."""
+
+    rope_type: str
+    rope_theta: float
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+class Config(TypedDict, total=False):
+    """What is read of a config.json."""
+
+    model_type: str
+    hidden_act: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_parameters: Rope
+    rope_scaling: Rope
 
 
 TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -72,7 +103,7 @@ def gguf_name(name: str) -> str:
 
 def refusal(config: str, windowed: bool = False) -> str:
     """Why no architecture computes a model (its config.json), or nothing; `windowed` where a plan windows layers."""
-    told = json.loads(config)
+    told: Config = json.loads(config)
     family = told.get("model_type")
     if family not in FAMILIES:
         return f"GGUF files are written for {', '.join(FAMILIES)}, and this is {family}"
@@ -88,7 +119,7 @@ def refusal(config: str, windowed: bool = False) -> str:
 
 def architecture(config: str, windows: Sequence[int | None]) -> Architecture:
     """The layout for a model whose layers keep so many tokens; `refusal` has been asked."""
-    told = json.loads(config)
+    told: Config = json.loads(config)
     windowed = any(window is not None for window in windows)
     family = "llama" if told["model_type"] == "mistral" else str(told["model_type"])
     heads = int(told["num_attention_heads"])
@@ -99,7 +130,8 @@ def architecture(config: str, windows: Sequence[int | None]) -> Architecture:
 
 def fields(config: str, layout: Architecture) -> list[Field]:
     """What the file says of the model's shape."""
-    told, name = json.loads(config), layout.name
+    told: Config = json.loads(config)
+    name = layout.name
     heads, dim = int(told["num_attention_heads"]), _head_dim(told)
     counts = {
         "context_length": told["max_position_embeddings"],
@@ -133,7 +165,7 @@ def fields(config: str, layout: Architecture) -> list[Field]:
 
 def extra_vectors(config: str, layout: Architecture) -> dict[str, NDArray[np.float32]]:
     """Vectors that the file has and the model has not: rotary factors, and sink logits that weigh nothing."""
-    told = json.loads(config)
+    told: Config = json.loads(config)
     found = {}
     if _rope(told).get("rope_type") == "llama3":
         found["rope_freqs.weight"] = _llama3_factors(told)
@@ -161,17 +193,18 @@ def in_model_order(rows: NDArray[np.generic], heads: int) -> NDArray[np.generic]
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def _head_dim(told: Mapping[str, int]) -> int:
+def _head_dim(told: Config) -> int:
     return told.get("head_dim") or told["hidden_size"] // told["num_attention_heads"]
 
 
-def _rope(told: Mapping[str, dict[str, float]]) -> dict[str, float]:
-    return told.get("rope_parameters") or told.get("rope_scaling") or {}
+def _rope(told: Config) -> Rope:
+    none: Rope = {}
+    return told.get("rope_parameters") or told.get("rope_scaling") or none
 
 
-def _llama3_factors(told: Mapping[str, dict[str, float]]) -> NDArray[np.float32]:
+def _llama3_factors(told: Config) -> NDArray[np.float32]:
     """What each frequency is divided by: nothing where it is high, `factor` where it is low (Llama 3.1's rule)."""
-    rope, dim = _rope(told), _head_dim(told)  # type: ignore[arg-type]
+    rope, dim = _rope(told), _head_dim(told)
     frequency = 1.0 / rope["rope_theta"] ** (np.arange(0, dim, 2) / dim)
     turns = rope["original_max_position_embeddings"] * frequency / (2 * pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]

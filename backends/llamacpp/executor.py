@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,7 +56,8 @@ class LlamaCppExecutor:
 
     weights: Weights
     spec: ModelSpec
-    _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
+    _folder: Path | None = field(default=None, init=False)
+    _files: int = field(default=0, init=False)
     _built: tuple[object, Path, Model, FileBytes] | None = field(default=None, init=False)
     _source: Source | None = field(default=None, init=False)
 
@@ -113,12 +116,13 @@ class LlamaCppExecutor:
         return self._built[1:]
 
     def _path(self) -> Path:
-        """An empty place for a file; the one that was there before lives on in whoever reads it."""
+        """A place for a file; the one before is removed, and lives on in whoever has opened it."""
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="planner-gguf-")
-        path = Path(self._folder.name) / MODEL
-        path.unlink(missing_ok=True)
-        return path
+            self._folder = Path(tempfile.mkdtemp(prefix="planner-gguf-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        (self._folder / f"{self._files}.gguf").unlink(missing_ok=True)
+        self._files += 1
+        return self._folder / f"{self._files}.gguf"
 
     def _of_layout(self, cache: layout.Cache) -> Source:
         found = arch.architecture(self.weights.config, cache.windows)

@@ -173,7 +173,7 @@ def arguments(settings: Settings) -> list[str]:
     found += ["-ctk", settings["cache_type_k"], "-ctv", settings["cache_type_v"], "-fa", "on"]
     found += ["-b", str(settings["chunk_tokens"]), "-ub", str(settings["chunk_tokens"]), "--no-context-shift"]
     if settings["gpu"]:
-        found += ["-ngl", "999"]
+        found += ["-fit", "off", "-ngl", "999"]  # placement is the plan's
         found += ["-nkvo"] if settings["host_cache"] else []
         if settings["host_tensors"]:
             found += ["-ot", ",".join(f"^{pattern}$=CPU" for pattern in _patterns(settings["host_tensors"]))]

@@ -141,7 +141,8 @@ class Context:
         for start in range(0, len(tokens), step):
             part = tokens[start : start + step]
             last = self.step(part, start, sequence, None if start + step >= len(tokens) else len(part))
-        return last[-1]
+        found: NDArray[np.float32] = last[-1]
+        return found
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Of a tokenizer.json only byte-level BPE is taken over, and only where llama.cpp 
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from gguf import GGUFValueType
 from tokenizers import Tokenizer
@@ -21,6 +22,29 @@ _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {f"{_WORDS}\\p{{N}}{{1,3}}{_REST}": "llama-bpe", f"{_WORDS}\\p{{N}}{_REST}": "qwen2"}
 """llama.cpp's names (src/llama-vocab.cpp) of the patterns that text is split by."""
 
+
+class AddedToken(TypedDict):
+    """A token that no merge makes."""
+
+    id: int
+    content: str
+    special: bool
+
+
+class BpeModel(TypedDict):
+    """Tokens and the merges that make them."""
+
+    vocab: dict[str, int]
+    merges: list[str | list[str]]
+
+
+class TokenizerFile(TypedDict):
+    """What is read of a tokenizer.json."""
+
+    model: BpeModel
+    added_tokens: list[AddedToken]
+
+
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
@@ -35,13 +59,13 @@ def of_companions(companions: Sequence[Artifact], vocabulary: int) -> list[Field
     content = files.get("tokenizer.json")
     if not isinstance(content, bytes):
         raise InputError("the model has no tokenizer.json, so its vocabulary cannot be carried into a GGUF file")
-    told = json.loads(content)
+    told: TokenizerFile = json.loads(content)
     tokens, kinds = _tokens(told, vocabulary)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in told["model"]["merges"]]
     settings = json.loads(files.get("tokenizer_config.json", b"{}"))  # type: ignore[arg-type]
     found = [
         Field.of("tokenizer.ggml.model", GGUFValueType.STRING, "gpt2"),
-        Field.of("tokenizer.ggml.pre", GGUFValueType.STRING, split_name(told)),
+        Field.of("tokenizer.ggml.pre", GGUFValueType.STRING, split_name(json.loads(content))),
         Field.of("tokenizer.ggml.tokens", GGUFValueType.STRING, tokens),
         Field.of("tokenizer.ggml.token_type", GGUFValueType.INT32, kinds),
         Field.of("tokenizer.ggml.merges", GGUFValueType.STRING, merges),
@@ -62,14 +86,15 @@ def of_companions(companions: Sequence[Artifact], vocabulary: int) -> list[Field
     return found
 
 
-def _tokens(told: Mapping[str, dict[str, dict[str, int]]], vocabulary: int) -> tuple[list[str], list[int]]:
-    """Every row's token and what kind it is; rows without a token are unused."""
+def _tokens(told: TokenizerFile, vocabulary: int) -> tuple[list[str], list[int]]:
+    """Every row's token and what kind it is: rows without a token are unused, tokens without a row left out."""
     tokens, kinds = [f"[PAD{i}]" for i in range(vocabulary)], [UNUSED] * vocabulary
-    for token, i in told["model"]["vocab"].items():
-        tokens[i], kinds[i] = token, NORMAL
+    found = [(i, token, NORMAL) for token, i in told["model"]["vocab"].items()]
     for added in told.get("added_tokens", ()):
-        tokens[added["id"]] = added["content"]  # type: ignore[index]
-        kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED  # type: ignore[index]
+        found.append((added["id"], added["content"], CONTROL if added["special"] else USER_DEFINED))
+    for i, token, kind in found:
+        if i < vocabulary:
+            tokens[i], kinds[i] = token, kind
     return tokens, kinds
 
 

@@ -26,8 +26,8 @@ def test_a_matrix_takes_the_bytes_of_its_type_and_reads_back_near_itself(name: G
     stored = codes.packed(MATRIX, form)
     assert stored.nbytes == weight_bytes(TensorSpec("w", 0, *MATRIX.shape), form)
     error = np.square(codes.unpacked(stored, form) - MATRIX).mean()
-    # A step of the type's codes over about six standard deviations, its square over twelve.
-    assert error < 3 * (6 / 2**form.bits) ** 2 / 12
+    # A step of the type's codes over about six standard deviations, its square over twelve; bf16 has 8 bits.
+    assert error < 3 * (6 / 2 ** min(form.bits, 9)) ** 2 / 12
 
 
 @needs_ggml

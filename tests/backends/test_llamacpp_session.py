@@ -126,9 +126,8 @@ def test_bad_prompts_and_contexts_end_in_one_line(llama: Subject) -> None:
 
 
 def artefact_of(who: Subject, plan: Plan, out: Path) -> Path:
-    text = dump(plan)
-    files = ours(who).emit(plan, who.spec)
-    write(out, files, Header("llamacpp", "1", sha256(text), plan.provenance.planner_version))
+    text, executor = dump(plan), ours(who)
+    write(out, executor.emit(plan, who.spec), Header("llamacpp", "1", sha256(text), plan.provenance.planner_version))
     return out
 
 

@@ -1,0 +1,159 @@
+"""Planned GGUF files beside llama.cpp's presets, all run by llama.cpp: KL at equal bytes, bytes at equal KL, speed.
+
+    python benchmarks/llamacpp.py examples/smollm2.yaml --between-grid --results out/llamacpp
+
+For every preset: the types it really stores (rows that are no multiple of 256 have no K-quants), a plan of no more
+bytes that loses the least, and the smallest plan that is to lose no more than the preset was measured to. The cache is
+float16 in all of them. A source that lies on a 4-bit grid keeps every number at 4 bits, which no preset can match: with
+--between-grid its numbers are first moved at random by up to half a step of their block, as they may have lain before
+they were rounded, and the dense model is the one moved. Every preset is kept in the results directory as it is done.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backends.llamacpp import codes, presets
+from passes.assign import Assign
+from passes.legalise import Legalise
+from passes.prune_dominated import PruneDominated
+from passes.weight_bits import WeightBits
+from planner.compile.prepare import ANY_CPU, Prepared, opened, prepare
+from planner.config import load_request
+from planner.errors import Infeasible, PlannerError
+from planner.executor import Timing
+from planner.explain import table
+from planner.files import write_text
+from planner.formats import weight_bytes
+from planner.goal import Goal, Limits
+from planner.pipeline import dense, run
+from planner.plan import Plan, trial
+from planner.prices import AIMED_SHARE
+from planner.progress import ProgressLine
+from planner.request import Request
+from planner.source import Source
+from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, Site, WeightChoice, WeightFormat, WeightSite
+from planner.verify import Examiner, Measured, quartiles, race
+from profiles.weights import CheckpointWeights
+
+PRESETS = ("Q2_K", "Q3_K_M", "Q4_0", "IQ4_NL", "Q4_1", "Q4_K_M", "Q5_K_M", "Q8_0")
+HERE = (("dram", 1.0),)
+STEPS = (WeightBits(), Legalise(), PruneDominated(), Assign())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--presets", nargs="+", choices=tuple(presets.BASES), default=PRESETS)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--documents", type=int, default=4, help="documents of the verification text")
+    parser.add_argument("--calibration", type=int, nargs=2, default=None, metavar=("DOCUMENTS", "DRAWS"))
+    parser.add_argument("--between-grid", action="store_true", help="move the numbers off their source's grid first")
+    parser.add_argument("--results", type=Path, default=Path("out/llamacpp"))
+    options = parser.parse_args()
+    request = load_request(options.model)
+    workload = replace(request.workload, context_tokens=(options.context,), weights=(), new_tokens=32)
+    verification = replace(request.verification, documents=options.documents)
+    request = replace(request, workload=workload, verification=verification)
+    if options.calibration is not None:
+        documents, draws = options.calibration
+        request = replace(request, calibration=replace(request.calibration, documents=documents, draws=draws))
+    options.results.mkdir(parents=True, exist_ok=True)
+    with ProgressLine() as progress:
+        if options.between_grid:
+            request = replace(request, source=moved(request, options.results / "moved"))
+        prepared = prepare(request, ANY_CPU, 0, progress, "llamacpp")
+        lines = [["", "weights MB", "KL nats", "ms/token", "types"]]
+        for preset in options.presets:
+            kept = options.results / f"{preset}.json"
+            if not kept.is_file():
+                write_text(json.dumps(cell(prepared, preset, progress), indent=1), kept)
+            lines += json.loads(kept.read_text())
+    print("\n".join(table(lines)))
+
+
+def moved(request: Request, out: Path) -> Source:
+    """A Hugging Face directory whose matrices lie anywhere between the points of the source's grid."""
+    if not (out / "config.json").is_file():
+        weights, chance = CheckpointWeights(opened(request)), np.random.default_rng(0)
+        for tensor in weights.checkpoint.spec.tensors:
+            native = weights.native(tensor.name)
+            if native is not None:
+                step = np.repeat(np.abs(native.scale.astype(np.float32)), tensor.cols // native.scale.shape[1], 1)
+                shift = chance.uniform(-0.5, 0.5, step.shape).astype(np.float32) * step
+                weights.model.get_parameter(tensor.name).data += torch.from_numpy(shift)
+        weights.model.save_pretrained(out)
+        weights.tokenizer.save_pretrained(out)
+    return Source(huggingface=str(out))
+
+
+def cell(prepared: Prepared, preset: str, progress: ProgressLine) -> list[list[str]]:
+    """The lines of one preset: itself, the plan of as many bytes, and the plan of as much loss."""
+    asked, spec = prepared.exam, prepared.checkpoint.spec
+    if asked is None:
+        raise PlannerError(f"{prepared.request.name}: has no weights to run")
+    whole = KvChoice(Full(), FLOAT16, FLOAT16, 0, HERE)
+    theirs = setting(prepared, preset, whole, presets.types(preset, spec))
+    size = bytes_of(prepared, theirs)
+    ours = solved(prepared, Goal("loss_nats", Limits(weight_bytes=size)), whole)
+    plain = replace(whole, k=FLOAT32, v=FLOAT32)
+    every = {tensor.name: WeightFormat(32) for tensor in spec.tensors}
+    with Examiner(replace(asked, passkeys=()), progress) as examiner:
+        examiner.take_dense(prepared.executor.open(setting(prepared, "dense", plain, every)))
+        open_ = prepared.executor.open
+        plans, results = {preset: theirs}, {preset: examiner.take(preset, open_(theirs))}
+        if ours is not None:
+            plans["planned, bytes"] = ours
+            results["planned, bytes"] = examiner.take("planned", open_(ours))
+        # The solver aims at three quarters of a limit on the loss; here the loss is to be the same.
+        loss = results[preset].loss.value / AIMED_SHARE
+        small = solved(prepared, Goal("weight_bytes", Limits(loss_nats=loss)), whole) if loss > 0 else None
+        if small is not None:
+            plans["planned, loss"] = small
+            results["planned, loss"] = examiner.take("planned for the loss", open_(small))
+        sessions = {name: open_(plan) for name, plan in plans.items()}
+        timings = race(sessions, asked.documents[0], prepared.request.workload, progress)
+    return [line(prepared, name, plans[name], results[name], timings[name]) for name in plans]
+
+
+def setting(prepared: Prepared, name: str, whole: KvChoice, forms: Mapping[str, WeightFormat]) -> Plan:
+    """A plan of these formats, every head keeping everything."""
+    chosen: dict[Site, Choice] = dict.fromkeys(prepared.checkpoint.spec.kv_sites, whole)
+    for site in prepared.checkpoint.spec.weight_sites:
+        chosen[site] = WeightChoice(forms[site.tensor], HERE)
+    return trial(name, prepared.request.workload, chosen)
+
+
+def solved(prepared: Prepared, goal: Goal, whole: KvChoice) -> Plan | None:
+    """The plan of weights that the solver finds for a goal; None where none keeps its limits."""
+    ctx = replace(prepared.context, goal=goal)
+    try:
+        space, _ = run(STEPS, dense(ctx), ctx)
+    except Infeasible:
+        return None
+    forms = {s.tensor: c.format for s, c in space.chosen.items() if isinstance(s, WeightSite)}  # type: ignore[union-attr]
+    return setting(prepared, "planned", whole, forms)
+
+
+def bytes_of(prepared: Prepared, plan: Plan) -> int:
+    """Bytes of a plan's weights, norms and biases included."""
+    forms, spec = {site.tensor: choice.format for site, choice in plan.weights}, prepared.checkpoint.spec
+    return sum(weight_bytes(tensor, forms[tensor.name]) for tensor in spec.tensors) + spec.other_bytes
+
+
+def line(prepared: Prepared, name: str, plan: Plan, result: Measured, timings: Sequence[Timing]) -> list[str]:
+    types = Counter(codes.ggml_type(choice.format).name for _, choice in plan.weights)
+    decode = quartiles([s for timing in timings for s in timing.decode_s])
+    size = f"{bytes_of(prepared, plan) / 1e6:.1f}"
+    told = ", ".join(f"{count} {kind}" for kind, count in types.most_common())
+    return [name, size, str(result.loss), f"{decode.value * 1e3:.1f}", told]
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ from backends.artefacts import json_bytes, opening, refusals
 from backends.llamacpp import architecture as arch
 from backends.llamacpp import codes, gguf_file, layout, runner
 from backends.llamacpp.gguf_file import FileBytes, Source
-from backends.llamacpp.library import library
+from backends.llamacpp.library import installed, library, missing
 from backends.llamacpp.session import LlamaCppSession, Model, Run
 from planner.errors import VerificationFailed
 from planner.executor import Artifact, Capabilities, KvStatics, Weights
@@ -30,14 +30,15 @@ CODES, RUNNER = Path(codes.__file__), Path(runner.__file__)
 
 MODEL, SETTINGS, SCRIPT = runner.MODEL, runner.SETTINGS, "run.sh"
 
+# Without the library files are written of the types that the gguf package rounds, and nothing is run.
 CAPABILITIES = Capabilities(
     runtime="llamacpp",
     version="1",
     kv_formats=(FLOAT32, FLOAT16, *(ggml_kv(name) for name in GGML_KV)),
-    weight_formats=(WeightFormat(32), WeightFormat(16), *(ggml(name) for name in GGML)),
+    weight_formats=(WeightFormat(32), WeightFormat(16), *(ggml(name) for name in (codes.BY_GGUF if missing() else GGML))),
     window_page_tokens=1,
     classes_per_layer=None,
-    executes_here=True,
+    executes_here=not missing(),
     native="ggml",
     spans="model",
     elastic=False,
@@ -69,7 +70,7 @@ class LlamaCppExecutor:
         """Nothing: no code here has static factors."""
 
     def identity(self) -> str:
-        return hashlib.sha256(CODES.read_bytes()).hexdigest()
+        return hashlib.sha256(CODES.read_bytes() + installed().encode()).hexdigest()
 
     def open(self, plan: Plan) -> LlamaCppSession:
         cache = layout.cache(plan, self.spec, self.weights.config)

@@ -26,6 +26,9 @@ BASES: dict[str, GgmlScheme] = {
 }  # fmt: skip
 """Every preset and its base type."""
 
+OUTPUTS: dict[str, GgmlScheme] = {"Q2_K": "q3_K", "Q3_K_M": "q4_K", "Q3_K_L": "q5_K"}
+"""What attention's output matrix is stored in where that is not the base type."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -79,7 +82,7 @@ def _in_layer(preset: str, place: _Place) -> GgmlScheme:
         case "ffn_down":
             return _down(preset, base, place)
         case "attn_output":
-            return {"Q2_K": "q3_K", "Q3_K_M": "q4_K", "Q3_K_L": "q5_K"}.get(preset, base)  # type: ignore[return-value]
+            return OUTPUTS.get(preset, base)
         case _:
             return base
 

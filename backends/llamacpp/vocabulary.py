@@ -62,7 +62,8 @@ def of_companions(companions: Sequence[Artifact], vocabulary: int) -> list[Field
     told: TokenizerFile = json.loads(content)
     tokens, kinds = _tokens(told, vocabulary)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in told["model"]["merges"]]
-    settings = json.loads(files.get("tokenizer_config.json", b"{}"))  # type: ignore[arg-type]
+    beside = files.get("tokenizer_config.json")
+    settings = json.loads(beside) if isinstance(beside, bytes) else {}
     found = [
         Field.of("tokenizer.ggml.model", GGUFValueType.STRING, "gpt2"),
         Field.of("tokenizer.ggml.pre", GGUFValueType.STRING, split_name(json.loads(content))),
@@ -70,7 +71,7 @@ def of_companions(companions: Sequence[Artifact], vocabulary: int) -> list[Field
         Field.of("tokenizer.ggml.token_type", GGUFValueType.INT32, kinds),
         Field.of("tokenizer.ggml.merges", GGUFValueType.STRING, merges),
     ]
-    ids = {}
+    ids = dict[str, int]()
     for ggml, name in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
         token = settings.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token

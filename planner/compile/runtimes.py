@@ -90,8 +90,25 @@ def _llamacpp(version: str | None) -> Runtime:
     )
 
 
+def _genai(version: str | None) -> Runtime:
+    from backends.genai import capabilities, executor
+    from backends.onnxruntime import families, probe
+
+    return Runtime(
+        of_version(capabilities.VERSIONS, version),
+        executor.GenaiExecutor,
+        probe.GraphProbe,
+        executor.load,
+        executor.uncompressed,
+        executor.reply,
+        families.refusal,
+        cpu_only=True,
+    )
+
+
 RUNTIMES: dict[str, Callable[[str | None], Runtime]] = {
     "onnxruntime": _onnxruntime,
+    "onnxruntime-genai": _genai,
     "transformers": _transformers,
     "vllm": _vllm,
     "llamacpp": _llamacpp,

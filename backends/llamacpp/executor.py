@@ -35,7 +35,11 @@ CAPABILITIES = Capabilities(
     runtime="llamacpp",
     version="1",
     kv_formats=(FLOAT32, FLOAT16, *(ggml_kv(name) for name in GGML_KV)),
-    weight_formats=(WeightFormat(32), WeightFormat(16), *(ggml(name) for name in (codes.BY_GGUF if missing() else GGML))),
+    weight_formats=(
+        WeightFormat(32),
+        WeightFormat(16),
+        *(ggml(name) for name in (codes.BY_GGUF if missing() else GGML)),
+    ),
     window_page_tokens=1,
     classes_per_layer=None,
     executes_here=not missing(),

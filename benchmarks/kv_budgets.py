@@ -97,7 +97,7 @@ def measure(prepared: Prepared, examiner: Examiner, shares: Sequence[float], res
             expected = total(space.chosen, ctx.spec, ctx.workload, ctx.hardware).kv_bytes
             told: dict[str, object] = {"kv_bytes": counted.kv_bytes, "predicted_kv_bytes": expected}
             if ctx.loss is not None:
-                told["predicted_nats"] = asdict(ctx.loss.predicted(space.chosen))
+                told["predicted_nats"] = asdict(ctx.loss.predicted(space.chosen, method == "planned"))
             write_text(json.dumps({**cell(measured), **told}), path)
 
 

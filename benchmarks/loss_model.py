@@ -139,7 +139,7 @@ def measure(prepared: Prepared, examiner: Examiner, trials: Sequence[Trial], tex
             "name": each.name,
             "text": text,
             "sum": ctx.loss.total(each.chosen),
-            "predicted": asdict(ctx.loss.predicted(each.chosen)),
+            "predicted": asdict(ctx.loss.predicted(each.chosen, each.name.startswith("solved"))),
             "measured": measured.loss.value,
             "documents": [score.loss_nats for score in measured.scores],
         }

@@ -109,7 +109,7 @@ def among_neighbours(
         chosen = dict(plan.chosen)
         for site in chance.sample(sorted(chosen, key=str), CHANGED_SITES):
             chosen[site] = chance.choice(space.candidates[site])
-        good = loss is None or limit is None or loss.predicted(chosen).value <= limit
+        good = loss is None or limit is None or loss.predicted(chosen, True).value <= limit
         if good and violated(chosen, space.constraints) is None:
             plans.append(priced(prepared, f"neighbour {len(plans)}", space.choose(chosen)))
     # A few are open at a time, the plan among them each time: all at once would not fit.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from passes.spans import effective
 from planner.pipeline import PassContext
-from planner.prices import LOSS, PriceTable
+from planner.prices import LOSS, PriceTable, limit
 from planner.space import (
     Choice,
     KvChoice,
@@ -55,6 +55,9 @@ def uniform_settings(space: Space, ctx: PassContext, most: int = 3) -> tuple[Spa
     found: list[Space] = []
     told: set[tuple[int, float]] = set()
     losses = totals[:, table.rows.index(LOSS)]
+    # Nothing was chosen by what it seems to lose.
+    own = limit(LOSS, ctx.spec, ctx.workload, ctx.goal, ctx.hardware, ctx.loss, solved=False)
+    table = replace(table, limits=np.where(np.array(table.rows) == LOSS, own, table.limits))
     for number in ranked(totals, table):
         first, second = divmod(number, len(weights))
         alike = first, round(float(losses[number]), 5)

@@ -21,12 +21,16 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A whole setting really measured: what the sites' prices sum to, and the KL that running it gave."""
+    """A whole setting really measured: what the sites' prices sum to, and the KL that running it gave.
+
+    `chosen`: each site's choice was made by its price, as a solver does; else by anything but prices.
+    """
 
     name: str
     context_tokens: int
     predicted_nats: float
     measured_nats: float
+    chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

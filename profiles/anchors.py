@@ -31,11 +31,12 @@ HERE: Tier = (("dram", 1.0),)
 
 @dataclass(frozen=True)
 class Setting:
-    """A whole setting and what its prices sum to."""
+    """A whole setting and what its prices sum to; `by_price` where prices made it what it is."""
 
     name: str
     chosen: dict[Site, Choice]
     predicted_nats: float
+    by_price: bool = False
 
 
 def settings(profile: ModelProfile, spec: ModelSpec, can: Capabilities, seed: int) -> Iterator[Setting]:
@@ -53,16 +54,15 @@ def settings(profile: ModelProfile, spec: ModelSpec, can: Capabilities, seed: in
     sizes = np.array([[head_bytes(c, spec.layers[s.layer], context) for c in choices] for s in profile.kv.sites])
     every = np.arange(len(profile.kv.sites))
 
-    def setting(name: str, picks: NDArray[np.intp]) -> Setting:
+    def setting(name: str, picks: NDArray[np.intp], by_price: bool = False) -> Setting:
         kv: dict[Site, Choice] = {site: choices[i] for site, i in zip(profile.kv.sites, picks, strict=True)}
-        return Setting(name, {**kv, **weights}, float(losses[every, picks].sum()))
+        return Setting(name, {**kv, **weights}, float(losses[every, picks].sum()), by_price)
 
     if can.kv_one == "model":
         whole_cache = KvChoice(Full(), plain, plain, profile.kv.sinks, HERE)
-        for told_of in (
-            *weight_anchors.mixtures(profile, spec, can, TOTALS_NATS, whole_cache),
-            *weight_anchors.caches(profile, can, HERE, weights),
-        ):
+        for told_of in weight_anchors.mixtures(profile, spec, can, TOTALS_NATS, whole_cache):
+            yield Setting(*told_of, by_price=True)
+        for told_of in weight_anchors.caches(profile, can, HERE, weights):
             yield Setting(*told_of)
         return
     for total in TOTALS_NATS:
@@ -71,7 +71,7 @@ def settings(profile: ModelProfile, spec: ModelSpec, can: Capabilities, seed: in
             price = (low + high) / 2
             picks = (losses + np.exp(price) * sizes).argmin(1)
             low, high = (price, high) if losses[every, picks].sum() < total else (low, price)
-        yield setting(f"mixed for {total:g} nats", picks)
+        yield setting(f"mixed for {total:g} nats", picks, by_price=True)
     # The weights as the source has them, where products round their inputs: with them a plan begins to lose.
     kept = {site: can.as_source(tensor) for site, tensor in zip(spec.weight_sites, spec.tensors, strict=True)}
     rounded = {site: form for site, form in kept.items() if form is not None and form in profile.weights.formats}
@@ -135,6 +135,6 @@ def measure(
     for number, setting in enumerate(wanted):
         progress("anchors", number, len(wanted))
         predicted, measured = parts.get(f"anchor-{number}", partial(kl, setting))["nats"]
-        anchors.append(Anchor(setting.name, len(document), float(predicted), float(measured)))
+        anchors.append(Anchor(setting.name, len(document), float(predicted), float(measured), setting.by_price))
     progress("anchors", len(wanted), len(wanted))
     return replace(profile, anchors=tuple(anchors), documents=(*profile.documents, document_sha256(document)))

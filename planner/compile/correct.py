@@ -32,7 +32,8 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
         score = compare(answers, prepared.executor.open(plan).score(document, first, chunk), document[first + 1 :])
         if score.loss_nats <= limit or prepared.context.loss is None:
             break
-        anchor = Anchor(f"round {number + 1}", len(document), prepared.context.loss.total(plan.chosen), score.loss_nats)
+        total = prepared.context.loss.total(plan.chosen)
+        anchor = Anchor(f"round {number + 1}", len(document), total, score.loss_nats, chosen=True)
         profile = replace(profile, anchors=(*profile.anchors, *(anchor,) * len(profile.anchors)))
         prepared = replace(prepared, profile=profile, context=corrected(prepared, profile))
         try:

@@ -82,7 +82,7 @@ def priced_as_given(prepared: Prepared, given: Plan, space: Space) -> Plan:
         span = replace(choice.span, alpha=choice.span.alpha + choice.sinks - sinks)
         return replace(choice, span=span, sinks=sinks)
 
-    expected = loss.predicted({site: alike(choice) for site, choice in plan.chosen.items()})
+    expected = loss.predicted({site: alike(choice) for site, choice in plan.chosen.items()}, given.solver is not None)
     return replace(plan, predicted=replace(plan.predicted, loss_nats=expected))
 
 

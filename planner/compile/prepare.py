@@ -14,7 +14,7 @@ from planner.errors import InputError
 from planner.executor import Capabilities, Executor, Progress
 from planner.files import write_text
 from planner.hardware import HardwareProfile
-from planner.loss import LossModel, fit
+from planner.loss import fitted
 from planner.pipeline import PassContext
 from planner.profile import ModelProfile
 from planner.request import Request
@@ -87,7 +87,7 @@ def prepare(request: Request, target: str, seed: int, progress: Progress, backen
     loss = None
     if profile is not None:
         executor.use(profile.statics)
-        loss = LossModel(checkpoint.spec, profile, request.workload, fit(profile.anchors))
+        loss = fitted(checkpoint.spec, profile, request.workload)
     capabilities = executor.capabilities
     if profile is None:
         capabilities = shapes_only(capabilities)
@@ -222,4 +222,4 @@ def corrected(prepared: Prepared, profile: ModelProfile) -> PassContext:
     loss = prepared.context.loss
     if loss is None:
         return prepared.context
-    return replace(prepared.context, loss=replace(loss, profile=profile, correction=fit(profile.anchors)))
+    return replace(prepared.context, loss=fitted(loss.spec, profile, loss.workload))

@@ -58,12 +58,13 @@ def priced_in(
         weights=tuple((s, c) for s, c in chosen.items() if isinstance(s, WeightSite) and isinstance(c, WeightChoice)),
         constraints=space.constraints,
         solver=report,
-        predicted=predicted(space, ctx),
+        predicted=predicted(space, ctx, solved=report is not None),
     )
 
 
-def predicted(space: Space, ctx: PassContext) -> Costs:
-    """What a chosen space is expected to cost, times with the error of the target's figures."""
+def predicted(space: Space, ctx: PassContext, solved: bool = False) -> Costs:
+    """What a chosen space is expected to cost, times with the error of the target's figures; `solved` where prices made
+    the choice."""
     chosen = space.chosen
     totals = cost.total(chosen, ctx.spec, ctx.workload, ctx.hardware)
     error = ctx.hardware.error
@@ -76,7 +77,7 @@ def predicted(space: Space, ctx: PassContext) -> Costs:
         kv_bytes=totals.kv_bytes,
         weight_bytes=totals.weight_bytes,
         memory_bytes=totals.memory_bytes,
-        loss_nats=None if ctx.loss is None else ctx.loss.predicted(chosen),
+        loss_nats=None if ctx.loss is None else ctx.loss.predicted(chosen, solved),
         decode_s=seconds(totals.decode_s),
         ttft_s=seconds(totals.ttft_s),
     )

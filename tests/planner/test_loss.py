@@ -26,7 +26,7 @@ def profile(*contexts: int) -> ModelProfile:
 
 def model(known: tuple[int, ...], asked: tuple[int, ...], weights: tuple[float, ...] = ()) -> LossModel:
     """The loss of a workload under a profile of other lengths."""
-    return LossModel(SPEC, profile(*known), Workload(asked, weights, new_tokens=8), Correction())
+    return LossModel(SPEC, profile(*known), Workload(asked, weights, new_tokens=8), Correction(), Correction())
 
 
 def test_a_loss_is_the_mean_over_the_lengths_of_the_workload_alone() -> None:

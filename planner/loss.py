@@ -106,7 +106,8 @@ def fit(anchors: Iterable[Anchor]) -> Correction:
     terms = _terms(x, np.exp(y))
     left = np.log(np.stack([np.ones_like(x), x**-0.5, x**0.5], 1) @ terms) - y
     spread = math.sqrt(float((left**2).sum()) / max(len(x) - 2, 1))
-    return Correction(*terms.tolist(), max(spread, LEAST_SPREAD))
+    linear, root, power = terms.tolist()
+    return Correction(linear, root, power, max(spread, LEAST_SPREAD))
 
 
 def _terms(sums: NDArray[np.float64], ratio: NDArray[np.float64]) -> NDArray[np.float64]:

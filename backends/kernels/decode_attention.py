@@ -73,7 +73,7 @@ class Shape:
 
 def variants(shape: Shape) -> tuple[Variant, ...]:
     """Slots of a tile, warps and stages make the kernel; how many programs share the work does not change it."""
-    shares = ((2, 256), (1, 1024), (4, 256), (2, 64))
+    shares = ((2, 512), (1, 1024), (4, 256), (2, 64))
     kernels = ((64, 4, 2), (32, 4, 2), (128, 4, 2), (64, 4, 3), (32, 2, 2), (128, 8, 2), (32, 8, 2))
     return tuple(
         Variant((("BLOCK_N", block), ("RESIDENT", resident), ("LEAST_SLOTS", least)), warps, stages)
@@ -82,7 +82,7 @@ def variants(shape: Shape) -> tuple[Variant, ...]:
     )
 
 
-DEFAULT = Variant((("BLOCK_N", 64), ("RESIDENT", 2), ("LEAST_SLOTS", 256)), 4, 2)
+DEFAULT = Variant((("BLOCK_N", 64), ("RESIDENT", 2), ("LEAST_SLOTS", 512)), 4, 2)
 
 
 def constexprs(

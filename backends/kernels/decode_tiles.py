@@ -148,6 +148,7 @@ def decode_kernel(
             if SINK_WEIGHT > 0:  # without sinks it is the same for all scores of a query
                 mean = tl.load(k_mean + head * DIM + d, mask=d < DIM, other=0.0).to(tl.float32)
                 shift = tl.sum(plain * mean[None, :], 1)
+        rest = (turned.to(tl.float32) - turned.to(K_DOT).to(tl.float32)).to(K_DOT)
         turned = turned.to(K_DOT)
         top = tl.full([BLOCK_M], float("-inf"), tl.float32)
         mass = tl.zeros([BLOCK_M], tl.float32)
@@ -178,6 +179,8 @@ def decode_kernel(
             there = slot_rows(table, row, slot, live, PAGE)
             key, k_norm = load_slots(k_low, k_high, k_norms, there, live, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D)
             scores = dot(turned, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+            if K_BITS < 16 and not EXACT:  # a query that was turned is no float16: what its rounding left
+                scores = dot(rest, tl.trans(key.to(K_DOT)), scores)
             scores = scores * (by if K_BITS >= 16 else k_norm[None, :]) + shift[:, None]
             scores = tl.where(live[None, :], scores, float("-inf"))
             value, v_norm = load_slots(

@@ -24,7 +24,7 @@ from backends.transformers.runner import ClassCache, Code, PlannedCache, Planned
 
 ATTENTION = "planned-kernels"
 RESIDENT_PROGRAMS = 2
-LEAST_SLOTS = 256
+LEAST_SLOTS = 512
 
 
 def kernels_run(device: torch.device) -> bool:

@@ -223,6 +223,13 @@ def test_a_bare_config_gives_a_plan_with_bytes_and_seconds_and_says_what_it_lack
     assert plan.predicted is not None and plan.predicted.decode_s is not None and plan.predicted.kv_bytes > 0
     assert (plan.measured, plan.quality_verified) == (None, False)
     assert not (out / "weights.safetensors").exists()
+    kernels = json.loads((out / "kernels" / "resources.json").read_text())
+    assert {each["module"] for each in kernels["kernels"]} == {"decode_attention", "kv_append", "prefill_attention"}
+    for each in kernels["kernels"]:
+        launches = [launch for kept in each["kept"] for launch in kept["launches"]]
+        assert launches and all(launch["resources"]["spilled_bytes"] == 0 for launch in launches)
+        assert all((out / "kernels" / launch["binary"]).is_file() for launch in each["kept"][0]["launches"])
+    assert "note: kernels: " in told.stdout and "compiled for sm_80" in told.stdout
     for command in (("verify", out), ("run", out, "--prompt", "a")):
         refused = planner(*command)
         assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)

@@ -125,8 +125,8 @@ def occupancy(chip: Chip, warps: int, registers: int, shared_bytes: int, tensor_
         (chip.warps // warps, "warps"),
         (warps_by_registers // warps, "registers"),
         (chip.shared_bytes // shared if shared else chip.programs, "shared memory"),
-        (chip.tensor_columns // tensor_columns if tensor_columns else chip.programs, "tensor memory"),
         (chip.programs, "programs"),
+        (chip.tensor_columns // tensor_columns if tensor_columns else chip.programs, "tensor memory"),
     )
     programs, limit = min(limits, key=lambda pair: pair[0])
     return Occupancy(programs, limit, programs * warps / chip.warps)

@@ -64,11 +64,12 @@ def seconds(work: Work, resources: Resources, stages: int, warp_size: int, gpu: 
     """The launch's call and its rounds, each as long as the longer of its memory and its arithmetic.
 
     Bandwidth is reached where enough bytes are under way (Little's law, as in V. Volkov, Understanding latency hiding
-    on GPUs, 2016): each warp has one load of 16 bytes a thread under way for each stage but the one it computes on.
-    Arithmetic takes what it takes the multiprocessor that has the most programs of a round.
+    on GPUs, 2016): of each program the stages of its pipeline in shared memory but the one it computes on, or one load
+    of 16 bytes a thread where that is more. Arithmetic takes what it takes the multiprocessor that has the most
+    programs of a round.
     """
     at_once = resources.occupancy.programs * gpu.multiprocessors
-    under_way = resources.warps * warp_size * LOAD_BYTES * max(stages - 1, 1)
+    under_way = max(resources.warps * warp_size * LOAD_BYTES, resources.shared_bytes * (stages - 1) // stages)
 
     def round_s(programs: int) -> float:
         share = programs / work.programs

@@ -52,13 +52,28 @@ def check(directory: Path) -> dict[str, object]:
     }
 
 
+def needs_avx512(directory: Path, cache_type: str) -> str:
+    """What of a directory its CPU build computes with AVX-512 alone, or nothing."""
+    if cache_type.startswith("fp8"):
+        return "fp8 caches"
+    config = json.loads((directory / "config.json").read_text())
+    groups = config.get("quantization_config", {}).get("config_groups", {}).values()
+    return "four-bit products" if any(group["weights"]["num_bits"] == 4 for group in groups) else ""
+
+
 def score(directory: Path) -> dict[str, object]:
     """Log-probabilities and greedy tokens of the prompts on standard input."""
+    import torch
+    import vllm
     from vllm import LLM, SamplingParams, TokensPrompt
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
 
     asked = json.loads(sys.stdin.read())
     arguments = EngineArgs.from_cli_args(parsed(directory))
+    needs = needs_avx512(directory, arguments.kv_cache_dtype)
+    if needs and current_platform.is_cpu() and not torch.cpu._is_avx512_supported():
+        sys.exit(f"{needs} of vllm {vllm.__version__} need AVX-512 on an x86 CPU, which this machine has not")
     # One process that compiles nothing: the same numbers, sooner for the few prompts that are asked here.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     arguments.distributed_executor_backend = "uni"

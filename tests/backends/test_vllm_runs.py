@@ -94,18 +94,39 @@ def test_what_it_takes_and_does_not_read_is_refused_by_the_table(llama: Subject,
         validate.check(tmp_path)
 
 
+def has_avx512() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "avx512f" in cpuinfo.read_text()
+
+
+def linears(form: WeightFormat) -> Callable[[str], WeightFormat]:
+    """All linear layers in one format."""
+    return lambda name: form if "_proj" in name else WeightFormat(16)
+
+
 @pytest.mark.parametrize(
-    ("weights", "windows", "within"),
+    ("weights", "windows", "fp8", "within"),
     [
-        (lambda name: integers(4, 32) if "_proj" in name else WeightFormat(16), (0, 48), NATS),
-        (mixed, (32, 80), NATS_INPUTS_ROUNDED),
+        (linears(WeightFormat(16)), (0, 48), False, NATS),
+        (linears(integers(8, 0)), (32, 80), False, NATS_INPUTS_ROUNDED),
+        (linears(integers(4, 32)), (0, 0), False, NATS),
+        (mixed, (32, 80), True, NATS_INPUTS_ROUNDED),
     ],
-    ids=["four bits, one window", "eight and four bits, two windows"],
+    ids=["a window", "eight bits and two windows", "four bits", "all together"],
 )
 def test_it_gives_the_likelihood_of_the_oracle(
-    llama: Subject, weights: Callable[[str], WeightFormat], windows: tuple[int, int], within: float, tmp_path: Path
+    llama: Subject,
+    weights: Callable[[str], WeightFormat],
+    windows: tuple[int, int],
+    fp8: bool,
+    within: float,
+    tmp_path: Path,
 ) -> None:
-    plan, tokens = planned(llama, weights, windows), tokens_of(200)
+    plan, tokens = planned(llama, weights, windows, fp8), tokens_of(200)
+    if not has_avx512() and (fp8 or any(choice.format.bits == 4 for _, choice in plan.weights)):
+        with pytest.raises(InputError, match=r"need AVX-512 on an x86 CPU, which this machine has not"):
+            validate.score(written(llama, plan, tmp_path), [tokens])
+        return
     found = validate.score(written(llama, plan, tmp_path), [tokens])
     session = VllmExecutor(llama.executor.weights, llama.spec).open(plan)
     rows = session.score(tokens, 0, 64)[:-1]

@@ -1,11 +1,12 @@
 """Bytes of the storage formats: what a token of one head, and a matrix, take in each.
 
-Four KV schemes exist. `float` is the number itself. `rotated` is a code per token and head: the vector is scaled per
+Several KV schemes exist. `float` is the number itself. `rotated` is a code per token and head: the vector is scaled per
 channel by static factors, rotated by a Hadamard matrix, divided by its norm (one float16) and rounded to a `bits`-bit
 Lloyd-Max codebook of the normal distribution (QuaRot, https://arxiv.org/abs/2404.00456; TurboQuant,
 https://arxiv.org/abs/2504.19874). `static` rounds each channel to integers by a static factor and stores nothing per
-token. Any other scheme is ggml's block type of that name, in blocks along a token's head. No group spans tokens, so
-evicting one frees its bytes at once and nothing waits unquantised for a group to fill.
+token. `fp8` is e4m3, and `u8` an integer with a scale and a zero point for each token in float32. Any other scheme is
+ggml's block type of that name, in blocks along a token's head. No group spans tokens, so evicting one frees its bytes
+at once and nothing waits unquantised for a group to fill.
 """
 
 from planner.errors import InputError
@@ -17,7 +18,8 @@ GROUPED_BITS = (2, 3, 4, 8)
 STATIC_BITS = (4, 8)
 BLOCK_BITS = (2, 4, 8)
 INTEGER_GROUPS = (32, 64, 128)
-FP8 = KvFormat(8, "fp8")
+FP8, FP8_ROWS = KvFormat(8, "fp8"), WeightFormat(8, "fp8")
+U8 = KvFormat(8, "u8")
 NORM_BYTES = 2
 SCALE_BYTES = 2
 FLOAT_SCALE_BYTES = 4
@@ -120,6 +122,8 @@ def token_bytes(form: KvFormat, head_dim: int) -> int:
         return head_dim * int(form.bits) // 8 + NORM_BYTES
     if form == FP8 or (form.scheme == "static" and form.bits in STATIC_BITS):
         return head_dim * int(form.bits) // 8
+    if form == U8:
+        return head_dim + 2 * FLOAT_SCALE_BYTES
     for name in GGML_KV:
         if form == ggml_kv(name):
             _, group, each = GGML[name]
@@ -206,7 +210,7 @@ def weight_bytes(tensor: TensorSpec, form: WeightFormat) -> int:
     codes = tensor.elements * int(form.bits) // 8
     if form.scheme == "float":
         return codes
-    if form.scheme == "ct" and form.group == 0:
+    if form.scheme in ("ct", "fp8") and form.group == 0:
         return codes + tensor.rows * FLOAT_SCALE_BYTES
     groups = tensor.elements // form.group
     if form.scheme == "ct":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,12 +107,40 @@ def _genai(version: str | None) -> Runtime:
     )
 
 
+def _written(module: str, executor: str, versions: str = "VERSIONS") -> Callable[[str | None], Runtime]:
+    """A runtime that plans are written for from what is known of it, around vLLM's checkpoint, and that is not here."""
+
+    def make(version: str | None) -> Runtime:
+        from backends.vllm import executor as vllm
+        from backends.vllm import families
+
+        found = import_module(module)
+        return Runtime(
+            of_version(getattr(found, versions), version),
+            getattr(found, executor),
+            vllm.probe,
+            vllm.load,
+            vllm.load,
+            vllm.reply,
+            families.refusal,
+        )
+
+    return make
+
+
 RUNTIMES: dict[str, Callable[[str | None], Runtime]] = {
     "onnxruntime": _onnxruntime,
     "onnxruntime-genai": _genai,
     "transformers": _transformers,
     "vllm": _vllm,
     "llamacpp": _llamacpp,
+    "sglang": _written("backends.sglang.executor", "SglangExecutor"),
+    "tensorrt-llm": _written("backends.tensorrt_llm.executor", "TensorRtLlmExecutor"),
+    "openvino": _written("backends.openvino.executor", "OpenVinoExecutor"),
+    "lmcache": _written("backends.lmcache.executor", "LmcacheExecutor"),
+    "kserve": _written("backends.kubernetes.executor", "KserveExecutor", "KSERVE"),
+    "dynamo": _written("backends.kubernetes.executor", "DynamoExecutor", "DYNAMO"),
+    "compose": _written("backends.compose.executor", "ComposeExecutor"),
 }
 """Each takes a version that it knows, or None for the newest."""
 

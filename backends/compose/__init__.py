@@ -1,0 +1,1 @@
+"""docker compose: vLLM's artefact served by one container."""

@@ -1,0 +1,1 @@
+"""Kubernetes: vLLM's artefact served by KServe or by Dynamo."""

@@ -1,0 +1,1 @@
+"""SGLang: vLLM's checkpoint and a YAML of server arguments."""

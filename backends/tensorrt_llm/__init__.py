@@ -1,0 +1,1 @@
+"""TensorRT-LLM: a ModelOpt checkpoint, its layers' formats, and the options of trtllm-serve."""

@@ -52,12 +52,15 @@ def cheapest(losses: NDArray[np.float64], sizes: NDArray[np.float64], total: flo
 
 
 def caches(profile: ModelProfile, can: Capabilities, tier: Tier, weights: Mapping[Site, Choice]) -> Iterator[Named]:
-    """(name, setting, sum of its prices) of one format of keys and one of values for all heads, nothing leaving."""
-    for k in profile.kv.k_formats:
-        for v in profile.kv.v_formats:
-            kept = KvChoice(Full(), k, v, 0, tier)
-            if "float" not in (k.scheme, v.scheme) and can.carries(kept) and k.bits >= v.bits:
-                place = (-1, profile.kv.k_formats.index(k), profile.kv.v_formats.index(v), -1)
-                summed = float(profile.kv.loss[:, *place].sum())
-                every: dict[Site, Choice] = dict.fromkeys(profile.kv.sites, kept)
-                yield f"keys {k.scheme}, values {v.scheme}", {**every, **weights}, summed
+    """(name, setting, sum of its prices) of one format of keys and one of values for all heads, nothing leaving: both
+    in each format there is, and the widest keys with the narrowest values."""
+    coded = [form for form in profile.kv.k_formats if form.scheme != "float" and form in profile.kv.v_formats]
+    pairs = [(form, form) for form in coded]
+    pairs.append((max(coded, key=lambda form: form.bits), min(coded, key=lambda form: form.bits)))
+    for k, v in pairs:
+        kept = KvChoice(Full(), k, v, 0, tier)
+        if can.carries(kept):
+            place = (-1, profile.kv.k_formats.index(k), profile.kv.v_formats.index(v), -1)
+            every: dict[Site, Choice] = dict.fromkeys(profile.kv.sites, kept)
+            summed = float(profile.kv.loss[:, *place].sum())
+            yield f"keys {k.scheme}, values {v.scheme}", {**every, **weights}, summed

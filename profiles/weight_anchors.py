@@ -55,10 +55,12 @@ def caches(profile: ModelProfile, can: Capabilities, tier: Tier, weights: Mappin
     """(name, setting, sum of its prices) of one format of keys and one of values for all heads, nothing leaving: both
     in each format there is, and the widest keys with the narrowest values."""
     coded = [form for form in profile.kv.k_formats if form.scheme != "float" and form in profile.kv.v_formats]
+    if not coded:
+        return
     pairs = [(form, form) for form in coded]
     pairs.append((max(coded, key=lambda form: form.bits), min(coded, key=lambda form: form.bits)))
     for k, v in pairs:
-        kept = KvChoice(Full(), k, v, 0, tier)
+        kept = KvChoice(Full(), k, v, profile.kv.sinks, tier)
         if can.carries(kept):
             place = (-1, profile.kv.k_formats.index(k), profile.kv.v_formats.index(v), -1)
             every: dict[Site, Choice] = dict.fromkeys(profile.kv.sites, kept)

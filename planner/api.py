@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from planner.compile.check import CheckReport
     from planner.compile.exporting import ExportReport
     from planner.compile.importing import ImportReport
+    from planner.compile.inspecting import InspectReport
     from planner.front import Front
     from planner.published import PublishedFile
 
@@ -86,6 +87,13 @@ def export(
     from planner.compile.exporting import export_plan
 
     return export_plan(request, plan, backend=backend, target=target, out=out, seed=seed, progress=progress)
+
+
+def inspect(path: Path, out: Path | None = None) -> "InspectReport":
+    """The plan behind an artefact, a GGUF file or a compressed-tensors directory; also written where asked."""
+    from planner.compile.inspecting import inspect_path
+
+    return inspect_path(path, out)
 
 
 def import_plan(

@@ -224,6 +224,21 @@ def manifest(directory: Path) -> Manifest:
         raise TamperedArtifact(f"{error}; compile again into a new directory") from error
 
 
+def intact(directory: Path) -> Manifest:
+    """The manifest of an artefact of which every file is the one that was written."""
+    found = manifest(directory)
+    for name, wanted in found.files.items():
+        path = directory / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise TamperedArtifact(f"{directory / MANIFEST}: lists {name}, which lies outside the artefact")
+        if not path.is_file():
+            raise TamperedArtifact(f"{path}: is missing; compile again")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+                raise TamperedArtifact(f"{path}: differs from the sha256 in {MANIFEST}; compile again")
+    return found
+
+
 def read_plan(directory: Path) -> Plan:
     """The plan of an artefact, after it was found to be the one that the manifest names."""
     found, path = manifest(directory), directory / PLAN

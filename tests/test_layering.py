@@ -13,7 +13,16 @@ DRIVER = ("planner.compile", "planner.api", "planner.cli", "planner.__main__")
 RUNNERS = tuple(sorted((ROOT / "backends").glob("*/runner.py")))
 KERNELS = tuple(sorted((ROOT / "backends" / "kernels").glob("*.py")))
 IN_KERNELS = {"numpy", "torch", "triton", *sys.stdlib_module_names}
-IN_ARTEFACTS = {"torch", "numpy", "onnxruntime", "transformers", "tokenizers", "safetensors", *sys.stdlib_module_names}
+IN_ARTEFACTS = {
+    "torch",
+    "numpy",
+    "onnxruntime",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "xllamacpp",
+    *sys.stdlib_module_names,
+}
 IN_HELP = {"click", *sys.stdlib_module_names}
 
 

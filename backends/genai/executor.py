@@ -24,8 +24,8 @@ from backends.onnxruntime import runner
 from backends.onnxruntime.chat import chat_json
 from backends.onnxruntime.executor import CODES, OnnxRuntimeExecutor
 from backends.transformers.oracle import Oracle
-from planner.artefact import manifest
-from planner.errors import InputError, TamperedArtifact
+from planner.artefact import intact
+from planner.errors import InputError
 from planner.executor import Artifact, Capabilities, KvStatics, Session, Timing, Weights
 from planner.files import read_text
 from planner.plan import Plan
@@ -219,10 +219,7 @@ def counted(directory: Path) -> tuple[int, int]:
 
 def load(directory: Path) -> GenaiSession:
     """An emitted artefact, every file checked against its manifest."""
-    for name, wanted in manifest(directory).files.items():
-        path = directory / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
-            raise TamperedArtifact(f"{path}: differs from the sha256 in manifest.json; compile again")
+    intact(directory)
     return GenaiSession(directory, *counted(directory))
 
 

@@ -1,6 +1,6 @@
 """A model planned for vLLM on Kubernetes: its artefact, and the objects that serve it by KServe or by Dynamo."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,15 +18,16 @@ HERE = Path(__file__).parent
 KSERVE = (replace(VLLM[-1], runtime="kserve", version="0.21"),)
 DYNAMO = (replace(VLLM[-1], runtime="dynamo", version="1.3.1"),)
 
-Document = Callable[[str, Mapping[str, object], bool], dict[str, object]]
-
 
 @dataclass
 class KserveExecutor(AroundVllm):
     """KServe around vLLM for one model."""
 
     table: ClassVar[Capabilities] = KSERVE[-1]
-    document: ClassVar[Document] = staticmethod(manifests.kserve)
+
+    def document(self, name: str, arguments: Mapping[str, object], plugged: bool) -> dict[str, object]:
+        """The object that serves the artefact."""
+        return manifests.kserve(name, arguments, plugged)
 
     def emit(self, plan: Plan, spec: ModelSpec) -> tuple[Artifact, ...]:
         files = super().emit(plan, spec)
@@ -43,4 +44,6 @@ class DynamoExecutor(KserveExecutor):
     """Dynamo around vLLM for one model."""
 
     table: ClassVar[Capabilities] = DYNAMO[-1]
-    document: ClassVar[Document] = staticmethod(manifests.dynamo)
+
+    def document(self, name: str, arguments: Mapping[str, object], plugged: bool) -> dict[str, object]:
+        return manifests.dynamo(name, arguments, plugged)

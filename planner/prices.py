@@ -20,10 +20,11 @@ from planner.spec import ModelSpec
 LOSS = "loss_nats"
 SECONDS = ("decode_s", "ttft_s")
 
-AIMED_SHARE = 0.9
+AIMED_SHARE = 0.8
 """Share of the user's limit on the loss that a plan is expected to take. A plan expected at the limit itself misses it
-on every other text. A tenth is a margin for another text of the calibration's kind; on other domains the loss may be a
-third as much again (planner.loss).
+on every other text: of SmolLM2's at 512 tokens, one expected to lose 0.0449 nats where 0.05 was allowed lost 0.0522. A
+fifth is a margin for another text of the calibration's kind; on other domains the loss may be a third as much again
+(planner.loss).
 """
 
 

@@ -47,7 +47,12 @@ def _attention(plan: Plan, spec: ModelSpec, multiprocessors: int) -> Iterator[tu
             held = [slots(choice, layer, work.longest_tokens) for _, choice in heads]
             sinks, coded = tuple(s for s, _ in held), tuple(c for _, c in held)
             served = f"layer {index} kv heads {', '.join(str(head) for head, _ in heads)}"
-            stored: dict[str, int | tuple[int, ...] | None] = {"head_dim": layer.head_dim, "group": layer.group, "k_bits": k_bits, "v_bits": v_bits}
+            stored: dict[str, int | tuple[int, ...] | None] = {
+                "head_dim": layer.head_dim,
+                "group": layer.group,
+                "k_bits": k_bits,
+                "v_bits": v_bits,
+            }
             decode = stored | {
                 "heads": len(heads),
                 "sinks": sinks * work.batch,

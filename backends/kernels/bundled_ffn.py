@@ -134,7 +134,7 @@ def bundled_ffn(
     return out.view(x.shape)
 
 
-@torch.library.custom_op("planner::bundled_ffn", mutates_args=())
+@torch.library.custom_op("planned::bundled_ffn", mutates_args=())
 def bundled_ffn_op(x: Tensor, bundles: Tensor, active: Tensor, activation: str) -> Tensor:
     """`bundled_ffn` as an operator that torch.compile and torch.export trace."""
     return bundled_ffn(x, bundles, active, activation)

@@ -230,7 +230,7 @@ def centroid_lookup(
     return listed, counts, scores
 
 
-@torch.library.custom_op("planner::centroid_lookup", mutates_args=())
+@torch.library.custom_op("planned::centroid_lookup", mutates_args=())
 def centroid_lookup_op(
     q: Tensor, centroids: Tensor, starts: Tensor, members: Tensor, owners: Tensor, threshold: float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -234,7 +234,7 @@ def dequant_matmul(
     return out.view(*x.shape[:-1], shape.n)
 
 
-@torch.library.custom_op("planner::dequant_matmul", mutates_args=())
+@torch.library.custom_op("planned::dequant_matmul", mutates_args=())
 def dequant_matmul_op(x: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor | None, offset: int) -> Tensor:
     """`dequant_matmul` as an operator that torch.compile and torch.export trace."""
     return dequant_matmul(x, codes, scale, minimum, offset)

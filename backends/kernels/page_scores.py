@@ -220,13 +220,13 @@ def top_pages(scores: Tensor, budgets: Tensor, most: int) -> tuple[Tensor, Tenso
     return chosen, counts
 
 
-@torch.library.custom_op("planner::page_bounds", mutates_args=("low", "high"))
+@torch.library.custom_op("planned::page_bounds", mutates_args=("low", "high"))
 def page_bounds_op(keys: Tensor, lengths: Tensor, since: Tensor, low: Tensor, high: Tensor, page: int) -> None:
     """`page_bounds` as an operator that torch.compile and torch.export trace."""
     page_bounds(keys, lengths, since, low, high, page)
 
 
-@torch.library.custom_op("planner::select_pages", mutates_args=())
+@torch.library.custom_op("planned::select_pages", mutates_args=())
 def select_pages_op(
     q: Tensor, low: Tensor, high: Tensor, lengths: Tensor, budgets: Tensor, page: int, most: int
 ) -> tuple[Tensor, Tensor]:
@@ -359,12 +359,12 @@ def reference_top(scores: Tensor, budgets: Tensor, most: int) -> tuple[Tensor, T
 def hostile() -> tuple[Shape, ...]:
     """One token; pages full, and one past; empty sequences; budgets of none and of more than there are; ties."""
     return (
-        Shape(64, 3, page=16, pages=12, lengths=(1, 16, 17, 0, 192), budgets=(4, 0, 20)),
+        Shape(64, 3, page=16, pages=6, lengths=(1, 16, 17, 0, 96), budgets=(4, 0, 20)),
         Shape(80, 1, page=16, pages=9, lengths=(130,), budgets=(3,)),
         Shape(96, 4, page=24, pages=5, lengths=(100, 120), budgets=(2, 5)),
         Shape(128, 8, page=64, pages=3, lengths=(129,), budgets=(1, 2)),
         Shape(256, 2, page=8, pages=7, lengths=(50,), budgets=(6,)),
-        Shape(64, 2, page=4, pages=40, lengths=(157,), budgets=(9, 39), equal=True),
+        Shape(64, 2, page=4, pages=20, lengths=(77,), budgets=(9, 19), equal=True),
     )
 
 

@@ -22,6 +22,7 @@ import triton
 from torch import Tensor
 
 from .contract import Check, Launch, Variant
+from .operators import store_of
 from .prefill_tiles import FIELDS, prefill_kernel
 from .rotated import Stored, rotation, row_bytes
 
@@ -69,11 +70,14 @@ def coded_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float32 else torch.float16
 
 
-def sinks_of(stored: Stored, records: Tensor, most: int) -> Tensor:
-    """Protected vectors [batch, heads, most, head_dim] as the kernel reads them; past a head's own, anything."""
+def sinks_of(stored: Stored, records: Tensor, most: int, dtype: torch.dtype) -> Tensor:
+    """Protected vectors [batch, heads, most, head_dim] as the kernel reads them beside queries of that type.
+
+    Past a head's own they are anything.
+    """
     rows = records[..., 5, None].long() + torch.arange(most, device=records.device)
     held = stored.sinks[rows.clamp(max=len(stored.sinks) - 1)] if most else stored.sinks.new_empty(*rows.shape, 1)
-    return turned(held, stored).to(stored.sinks.dtype).contiguous()
+    return turned(held, stored).to(coded_type(dtype) if stored.coded else stored.sinks.dtype).contiguous()
 
 
 def prefill_attention(
@@ -109,8 +113,8 @@ def prefill_attention(
     k_low, k_high, k_norms, *_ = k.parts()
     v_low, v_high, v_norms, *_ = v.parts()
     prefill_kernel[(triton.cdiv(tokens * group, chosen.tile("BLOCK_M")), heads, batch)](
-        *(turned_q, k_low, k_high, k_norms, sinks_of(k, records, most_sinks)),
-        *(v_low, v_high, v_norms, sinks_of(v, records, most_sinks)),
+        *(turned_q, k_low, k_high, k_norms, sinks_of(k, records, most_sinks, q.dtype)),
+        *(v_low, v_high, v_norms, sinks_of(v, records, most_sinks, q.dtype)),
         *(records if table is None else table, records.contiguous(), out, scale, tokens, *turned_q.stride()[:4]),
         **constexprs(k, v, (heads, group, dim), most_sinks, page, chosen),
         num_warps=chosen.num_warps,
@@ -122,33 +126,29 @@ def prefill_attention(
     return out
 
 
-@torch.library.custom_op("planner::prefill_attention", mutates_args=())
+@torch.library.custom_op("planned::prefill_attention", mutates_args=())
 def prefill_attention_op(
-    q: Tensor, k: list[Tensor], v: list[Tensor], records: Tensor, scale: float, bits: list[int], most_sinks: int
+    q: Tensor,
+    k_written: list[Tensor],
+    v_written: list[Tensor],
+    k_statics: list[Tensor],
+    v_statics: list[Tensor],
+    records: Tensor,
+    table: Tensor | None,
+    scale: float,
+    k_bits: int,
+    v_bits: int,
+    most_sinks: int,
+    page: int,
 ) -> Tensor:
-    """`prefill_attention` over runs of rows as an operator that torch.compile and torch.export trace.
-
-    k, v   low, high, norms, sinks, mean and scale of `Stored`, an empty tensor for what it lacks
-    bits   of k, of v
-    """
-    return prefill_attention(q, stored(bits[0], k), stored(bits[1], v), records, scale, most_sinks)
+    """`prefill_attention` as an operator that torch.compile and torch.export trace; stores are as in `operators`."""
+    k, v = store_of(k_bits, k_written, k_statics), store_of(v_bits, v_written, v_statics)
+    return prefill_attention(q, k, v, records, scale, most_sinks, table, page)
 
 
 @prefill_attention_op.register_fake
-def _(
-    q: Tensor, k: list[Tensor], v: list[Tensor], records: Tensor, scale: float, bits: list[int], most_sinks: int
-) -> Tensor:
+def _(q: Tensor, *rest: object) -> Tensor:
     return q.new_empty(q.shape)
-
-
-def stored(bits: int, parts: list[Tensor]) -> Stored:
-    """A `Stored` of its tensors; empty ones are none, but of low and sinks."""
-    low, high, norms, sinks, mean, scale = parts
-
-    def present(part: Tensor) -> Tensor | None:
-        return part if part.numel() else None
-
-    return Stored(bits, low, present(high), present(norms), sinks, present(mean), present(scale))
 
 
 def constexprs(
@@ -187,7 +187,7 @@ def ways(head_dim: int) -> tuple[Variant, ...]:
     if head_dim > 128:
         tried = ((64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2), (32, 32, 4, 2), (64, 32, 8, 2))
     else:
-        tried = ((128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3), (128, 128, 8, 2))
+        tried = ((128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3))
     return tuple(Variant((("BLOCK_M", m), ("BLOCK_N", n)), warps, stages) for m, n, warps, stages in tried)
 
 

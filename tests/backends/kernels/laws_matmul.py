@@ -68,7 +68,7 @@ def test_it_traces_as_one_operator() -> None:
     torch.library.opcheck(dequant_matmul_op, made, test_utils=("test_schema", "test_faketensor"))
     traced = make_fx(lambda *tensors: dequant_matmul_op(*tensors, 0), tracing_mode="fake")(*made[:4])
     assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [
-        torch.ops.planner.dequant_matmul.default
+        torch.ops.planned.dequant_matmul.default
     ]
 
 

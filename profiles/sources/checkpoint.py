@@ -7,7 +7,7 @@ from typing import Literal
 
 from planner.spec import ModelSpec
 
-Kind = Literal["gguf", "huggingface", "config"]
+Kind = Literal["gguf", "huggingface", "onnx", "config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class StoredTensor:
 class Checkpoint:
     """A model that was found sound: shapes in `spec`, transformers' config as JSON text in `config`.
 
-    `path` is the GGUF file, the directory or the config.json. `stored` maps Hugging Face names to places in a GGUF
-    file and is empty for the other kinds. `notes` are for the report: what differs from what a user may expect.
+    `path` is the GGUF or ONNX file, the directory or the config.json. `stored` maps Hugging Face names to places in a
+    GGUF file and is empty for the other kinds. `notes` are for the report: what differs from what a user may expect.
     """
 
     spec: ModelSpec

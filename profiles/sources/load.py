@@ -8,6 +8,7 @@ from profiles.sources.blocks import dequantised
 from profiles.sources.checkpoint import Checkpoint
 from profiles.sources.config import one_line, parse_config, quiet
 from profiles.sources.family import skeleton
+from profiles.sources.onnx import read_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +33,9 @@ def load_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     try:
         if checkpoint.kind == "gguf":
             folder, state = None, {n: torch.from_numpy(dequantised(path, t)) for n, t in checkpoint.stored.items()}
+        if checkpoint.kind == "onnx":
+            read = read_parameters(path, skeleton(config, str(path)))
+            folder, state = None, {name: torch.from_numpy(values) for name, values in read.items()}
         with quiet():
             result = family.from_pretrained(
                 folder,
@@ -65,7 +69,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
     path = checkpoint.path
     if checkpoint.kind == "config":
         raise InputError(f"{path}: {WEIGHTLESS}")
-    if checkpoint.kind == "huggingface" and not any((path / name).is_file() for name in TOKENIZER_FILES):
+    if checkpoint.kind == "onnx":
+        path = path.parent
+    if checkpoint.kind != "gguf" and not any((path / name).is_file() for name in TOKENIZER_FILES):
         # Some families would otherwise come with an empty vocabulary and no complaint.
         raise InputError(f"{path}: has none of {', '.join(TOKENIZER_FILES)}; give the directory its tokenizer")
     tokenizer: PreTrainedTokenizerBase

@@ -56,7 +56,7 @@ def test_every_line_the_template_offers_is_taken() -> None:
             limit = line.removeprefix("    # ").partition("#")[0].strip()
             parsed(HEAD + f"goal: {{limits: {{{limit}}}}}")
         elif line.startswith("  # "):
-            assert line.removeprefix("  # ").partition(":")[0] in ("gguf", "huggingface", "config", "text")
+            assert line.removeprefix("  # ").partition(":")[0] in ("gguf", "huggingface", "onnx", "config", "text")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -86,9 +86,9 @@ def test_every_example_is_a_request(path: Path) -> None:
         (HEAD + "verification: {text: 3}", "$.verification.text: expected a path, found 3"),
         ("schema: planner/model@1", "$: field 'source' is missing"),
         ("schema: planner/model@1\nsource: {}",
-         "source: found nothing; give exactly one of package, gguf, huggingface, config"),
+         "source: found nothing; give exactly one of package, gguf, huggingface, onnx, config"),
         ("schema: planner/model@1\nsource: {gguf: a, config: b}",
-         "source: found gguf and config; give exactly one of package, gguf, huggingface, config"),
+         "source: found gguf and config; give exactly one of package, gguf, huggingface, onnx, config"),
     ],
 )  # fmt: skip
 def test_a_wrong_request_ends_in_one_line(text: str, message: str) -> None:

@@ -31,7 +31,7 @@ def llama(tiny_llama: Path, tmp_path: Path) -> Path:
 
 
 def test_a_source_is_exactly_one_place() -> None:
-    with pytest.raises(InputError, match="found nothing; give exactly one of package, gguf, huggingface, config"):
+    with pytest.raises(InputError, match="found nothing; give exactly one of package, gguf, huggingface, onnx, config"):
         Source()
     with pytest.raises(InputError, match="found package and gguf"):
         Source(package="a", gguf="b")

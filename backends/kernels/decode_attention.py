@@ -123,6 +123,7 @@ def decode_attention(
     sink_weight   what the schedule was made with; 0 where no pair has protected slots
     table         int32, the pages of all pairs, where `page` slots make one
     """
+    k.check_keys()
     chosen = DEFAULT if variant is None else variant
     _, group, dim = q.shape
     out = torch.empty_like(q)

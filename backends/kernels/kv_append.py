@@ -254,6 +254,7 @@ def kv_append(
     seen, counts    [batch] int32: tokens before, and new ones
     angles          cosines and sines [batch, tokens, rope] that keys are still to be turned by
     """
+    k_store.check_keys()
     chosen = DEFAULT if variant is None else variant
     batch, _, tokens, dim = k.shape
     if k.stride(3) != 1 or v.stride(3) != 1:

@@ -90,6 +90,11 @@ class Stored:
             self.low if self.scale is None else self.scale,
         )
 
+    def check_keys(self) -> None:
+        """ValueError where these cannot be keys: the kernels read a mean wherever keys are coded."""
+        if self.coded and self.mean is None:
+            raise ValueError(f"keys of {self.bits} bits have no mean; give zeros where nothing was subtracted")
+
     def written(self) -> dict[str, Tensor]:
         """The tensors that new tokens are written to, by field."""
         parts = {"low": self.low, "high": self.high, "norms": self.norms, "sinks": self.sinks}

@@ -49,7 +49,9 @@ def test_little_more_is_read_than_the_plan_says(interpreter: Checking) -> None:
     decoding, merging = interpreter.run("decode_attention", asdict(shape), asdict(variant), "float16")["launches"]
     assert decoding["programs"] > 1
     must = decode_attention.cache_bytes(shape)
-    assert decoding["read_by_program"] + merging["read_by_program"] <= 1.05 * must
+    assert decoding["read_by_program"] <= 1.05 * must
+    # What programs leave for one another grows with them and not with the cache, which is a small one here.
+    assert merging["read_by_program"] <= 0.05 * must
     assert decoding["balance"] < 1.15
 
 

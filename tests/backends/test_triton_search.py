@@ -97,8 +97,9 @@ def test_other_chips_are_compiled_for_without_them(small: Path, tmp_path: Path, 
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs ignore it.
 from backends.triton.predicted import gpu
 from backends.triton.search import Search, use
 from profiles.targets import target

@@ -104,7 +104,7 @@ class GenaiSession:
         return found
 
     def time(self, prompt: Sequence[int], new_tokens: int, chunk_tokens: int, batch: int = 1) -> Timing:
-        generator = self._generator(len(prompt) + new_tokens + 1, batch)
+        generator = self._generator(len(prompt) + new_tokens, batch)
         start = time.perf_counter()
         for logits in self._read(generator, np.array([list(prompt)] * batch, np.int64), chunk_tokens):
             last = logits[:, -1:]

@@ -10,13 +10,13 @@ from planner.compile.contest import contest
 from planner.compile.emit import emit
 from planner.compile.given import check_sites, differences, placed
 from planner.compile.kernels import plan_kernels
-from planner.compile.prepare import Prepared, prepare
+from planner.compile.prepare import ANY_CPU, Prepared, prepare
 from planner.compile.priced import baseline, predicted, priced
 from planner.compile.runtimes import RUNTIMES, runtime
 from planner.compile.search import pipeline
 from planner.errors import InputError
 from planner.executor import Progress
-from planner.pipeline import dense, run
+from planner.pipeline import PassContext, dense, run
 from planner.plan import Costs, Plan
 from planner.report import Row, costs_table, plan_json
 from planner.request import Request
@@ -102,11 +102,13 @@ def export_plan(
     artefact.writable(out)
     plan = artefact.read_plan(given) if given.is_dir() else load_file(given, Plan)
     request = replace(request, workload=plan.workload, goal=plan.goal)
-    before, wanted, space = own_prices(request, plan, str(given), target, seed, progress)
     there = prepare(request, target, seed, progress, backend)
     if there.context.loss is None:
         raise InputError(f"{request.name}: a bare config has no prices, which tell what is near; name one with weights")
-    found = projected(wanted, spent(space, before.context), there)
+    before = own_context(request, plan, target, there.context, seed, progress)
+    wanted = choices_of(plan, before, str(given))
+    space = Space({site: (choice,) for site, choice in wanted.items()})
+    found = projected(wanted, spent(space, before), there)
     after, dense_plan = priced(there, "exported", found.space, plan.provenance.passes), baseline(there)
     notes = [*there.checkpoint.notes, *there.notes, *differences(plan, there.context)]
     if not found.keeps_limits:
@@ -118,7 +120,7 @@ def export_plan(
         rows = (*rows[:-1], replace(rows[-1], name="exported"))
     can, kernels = there.context.capabilities, plan_kernels(there, rows[-1].plan, progress)
     report = ExportReport(
-        replace(plan, predicted=predicted(space, before.context), measured=None),
+        replace(plan, predicted=predicted(space, before), measured=None),
         rows,
         f"{can.runtime} {can.version}",
         len(found.moved),
@@ -130,17 +132,24 @@ def export_plan(
     return report
 
 
-def own_prices(
-    request: Request, plan: Plan, where: str, target: str, seed: int, progress: Progress
-) -> tuple[Prepared, dict[Site, Choice], Space]:
-    """The compilation that prices a plan as its own runtime does, the plan's choices, and the space of just them."""
-    made_for = plan.provenance.backend
-    before = prepare(request, target, seed, progress, made_for if made_for in RUNTIMES else PRICED_WITHOUT_ONE)
-    ctx = before.context
+def own_context(
+    request: Request, plan: Plan, target: str, there: PassContext, seed: int, progress: Progress
+) -> PassContext:
+    """What prices a plan as its own runtime does: that runtime's losses, and seconds of the target.
+
+    A runtime for CPUs alone has none of its own on a GPU: there its plan is priced as the GPU prices such formats.
+    """
+    made_for = plan.provenance.backend if plan.provenance.backend in RUNTIMES else PRICED_WITHOUT_ONE
+    if there.hardware.kind == "gpu" and runtime(made_for).cpu_only:
+        return replace(prepare(request, ANY_CPU, seed, progress, made_for).context, hardware=there.hardware)
+    return prepare(request, target, seed, progress, made_for).context
+
+
+def choices_of(plan: Plan, ctx: PassContext, where: str) -> dict[Site, Choice]:
+    """A plan's choices in memory that the target has; what it does not name is dense."""
     check_sites(plan, ctx, where)
     chosen = {site: choices[0] for site, choices in dense(ctx).candidates.items()}
-    chosen |= {site: placed(choice, ctx) for site, choice in plan.chosen.items() if site in chosen}
-    return before, chosen, Space({site: (choice,) for site, choice in chosen.items()})
+    return chosen | {site: placed(choice, ctx) for site, choice in plan.chosen.items() if site in chosen}
 
 
 def projected(wanted: dict[Site, Choice], prices: Floats, there: Prepared) -> Projection:

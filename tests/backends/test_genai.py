@@ -80,7 +80,7 @@ def test_chunks_of_a_prompt_make_no_difference(llama: Subject) -> None:
 def test_bytes_are_those_that_were_planned(llama: Subject) -> None:
     executor = executor_of(llama)
     plan = planned(llama, static(8), lambda _: block(4))
-    session, prompt = executor.open(plan), tokens_of(CONTEXT - 9)
+    session, prompt = executor.open(plan), tokens_of(CONTEXT - 8)
     timing = session.time(prompt, 8, 40)
     assert len(timing.decode_s) == 8
     assert timing.kv_bytes - session.static_bytes == sum(

@@ -68,7 +68,7 @@ class GenaiSession:
     def _generator(self, tokens: int, batch: int = 1) -> Any:
         module = genai()
         asked = module.GeneratorParams(self._model)
-        asked.set_search_options(max_length=tokens, batch_size=batch)
+        asked.set_search_options(max_length=max(tokens, ring(self.directory)), batch_size=batch)
         return module.Generator(self._model, asked)
 
     def _read(self, generator: Any, prompts: NDArray[np.int64], chunk_tokens: int) -> Iterator[NDArray[np.float32]]:
@@ -204,6 +204,12 @@ class GenaiExecutor:
         return self.codes.recode_weight(name, form)
 
 
+def ring(directory: Path) -> int:
+    """Slots of the rings of a directory, 0 where it has none: a request that may grow no longer has no room for them."""
+    rings = json.loads(read_text(directory / layout.CONFIG))["model"]["decoder"].get("sliding_window")
+    return 0 if rings is None else int(rings["window_size"]) + int(rings["cache_slack"])
+
+
 def counted(directory: Path) -> tuple[int, int]:
     """(bytes of the weights, bytes of the static factors) among a written graph's constants."""
     graph = onnx.load(str(directory / runner.GRAPH), load_external_data=False).graph
@@ -248,11 +254,13 @@ def reply(directory: Path, prompt: str, new_tokens: int, chunk_tokens: int) -> I
         prompt = tokenizer.apply_chat_template(said, add_generation_prompt=True)
     tokens = tokenizer.encode(prompt)
     asked = module.GeneratorParams(model)
-    asked.set_search_options(max_length=len(tokens) + new_tokens)
+    asked.set_search_options(max_length=max(len(tokens) + new_tokens, ring(directory)))
     generator = module.Generator(model, asked)
     for start in range(0, len(tokens), chunk_tokens):
         generator.append_tokens(tokens[start : start + chunk_tokens])
     pieces = tokenizer.create_stream()
-    while not generator.is_done():
+    for _ in range(new_tokens):
+        if generator.is_done():
+            return
         generator.generate_next_token()
         yield pieces.decode(generator.get_next_tokens()[0])

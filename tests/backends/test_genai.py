@@ -110,6 +110,13 @@ def test_its_own_generator_continues_as_the_session_does(llama: Subject, tmp_pat
     assert said == executor.open(plan).generate([prompt], 10)[0][: len(said)] and said
 
 
+@here
+def test_a_request_shorter_than_a_ring_is_read(llama: Subject) -> None:
+    executor, plan = executor_of(llama), planned(llama, FLOAT32)
+    scores = executor.open(plan).score(tokens_of(9), 2, 4)
+    assert np.abs(scores - executor.oracle.open(plan, llama.statics).score(tokens_of(9), 2, 4)).max() < 1e-4
+
+
 def test_a_plan_that_it_does_not_carry_runs_in_its_numbers(llama: Subject) -> None:
     executor = executor_of(llama)
     plan = llama.plan(lambda site: choice(Window(16) if site.kv_head else Full(), static(8), sinks=4))

@@ -205,7 +205,7 @@ class GenaiExecutor:
 
 
 def ring(directory: Path) -> int:
-    """Slots of the rings of a directory, 0 where it has none: a request that may grow no longer has no room for them."""
+    """Slots of the rings of a directory, 0 where it has none: a request needs room for at least as many."""
     rings = json.loads(read_text(directory / layout.CONFIG))["model"]["decoder"].get("sliding_window")
     return 0 if rings is None else int(rings["window_size"]) + int(rings["cache_slack"])
 

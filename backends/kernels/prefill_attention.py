@@ -185,7 +185,7 @@ def variants(shape: Shape) -> tuple[Variant, ...]:
 def ways(head_dim: int) -> tuple[Variant, ...]:
     """Larger heads take more registers and shared memory, so their tiles are smaller."""
     if head_dim > 128:
-        tried = ((64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2), (32, 32, 4, 2), (64, 32, 8, 2))
+        tried = ((64, 64, 8, 2), (64, 32, 8, 2), (128, 32, 8, 2), (32, 32, 4, 2), (64, 32, 4, 2))
     else:
         tried = ((128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3))
     return tuple(Variant((("BLOCK_M", m), ("BLOCK_N", n)), warps, stages) for m, n, warps, stages in tried)

@@ -44,7 +44,9 @@ GGML: dict[GgmlScheme, tuple[int, int, int]] = {
 """ggml's types: bits of a code, numbers of a block, bytes of a block with its scales (ggml/src/ggml-common.h)."""
 
 GGML_KV: tuple[GgmlScheme, ...] = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-"""Those in which llama.cpp caches keys and values."""
+"""Those in which llama.cpp caches keys and values, all in blocks of `KV_BLOCK`."""
+
+KV_BLOCK = 32
 
 
 def ggml(name: GgmlScheme) -> WeightFormat:

@@ -21,7 +21,7 @@ from backends.llamacpp.library import installed, library, missing
 from backends.llamacpp.session import LlamaCppSession, Model, Run
 from planner.errors import VerificationFailed
 from planner.executor import Artifact, Capabilities, KvStatics, Weights
-from planner.formats import GGML, GGML_KV, ggml, ggml_kv
+from planner.formats import GGML, GGML_KV, KV_BLOCK, ggml, ggml_kv
 from planner.plan import Plan
 from planner.space import FLOAT16, FLOAT32, KvFormat, KvSite, WeightFormat
 from planner.spec import ModelSpec
@@ -68,7 +68,10 @@ class LlamaCppExecutor:
 
     @property
     def capabilities(self) -> Capabilities:
-        return CAPABILITIES
+        """Those of the runtime, but for blocks of the cache that do not divide this model's heads."""
+        if all(layer.head_dim % KV_BLOCK == 0 for layer in self.spec.layers):
+            return CAPABILITIES
+        return replace(CAPABILITIES, kv_formats=(FLOAT32, FLOAT16))
 
     def use(self, statics: Mapping[KvSite, KvStatics]) -> None:
         """Nothing: no code here has static factors."""

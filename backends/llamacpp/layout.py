@@ -12,7 +12,7 @@ from typing import TypedDict
 from backends.llamacpp.architecture import gguf_name, refusal
 from backends.llamacpp.gguf_file import FileBytes
 from planner.errors import InputError
-from planner.formats import GGML_KV
+from planner.formats import GGML_KV, KV_BLOCK
 from planner.plan import Plan
 from planner.space import Full, KvChoice, KvFormat, KvSite, Tier
 from planner.spec import LayerSpec, ModelSpec
@@ -79,8 +79,8 @@ def cache(plan: Plan, spec: ModelSpec, config: str) -> Cache:
                 )
     for part, form in (("k", like.k), ("v", like.v)):
         dims = {layer.head_dim for layer in spec.layers}
-        if form.scheme in GGML_KV and any(dim % 32 for dim in dims):
-            raise InputError(f"-ct{part} {form.scheme}: its blocks of 32 do not divide heads of {min(dims)}")
+        if form.scheme in GGML_KV and any(dim % KV_BLOCK for dim in dims):
+            raise InputError(f"-ct{part} {form.scheme}: its blocks of {KV_BLOCK} do not divide heads of {min(dims)}")
     windows = tuple(_layer_window(i, layer, plan) for i, layer in enumerate(spec.layers))
     lengths = sorted({window for window in windows if window is not None})
     if len(lengths) > 1:

@@ -11,7 +11,7 @@ from backends.llamacpp.executor import CAPABILITIES, LlamaCppExecutor
 from backends.llamacpp.library import threads
 from backends.llamacpp.session import LlamaCppSession, Run
 from planner.executor import Timing, Weights
-from planner.formats import ggml
+from planner.formats import KV_BLOCK, ggml
 from planner.goal import Workload
 from planner.plan import trial
 from planner.space import FLOAT16, Choice, Full, KvChoice, Site, WeightChoice
@@ -20,6 +20,8 @@ from planner.verify import quartiles
 
 CACHES = (("f16", True), ("q8_0", True), ("f16", False))
 """Types of the cache, and whether attention is flash; without it values are not cached in blocks."""
+
+FLOAT_CACHES = tuple(each for each in CACHES if each[0] == "f16")
 
 FEW_TOKENS = 64
 """A prompt over which threads are tried."""
@@ -51,13 +53,14 @@ def own_weights(weights: Weights, spec: ModelSpec) -> LlamaCppSession:
     return LlamaCppExecutor(weights, spec).open(plan)
 
 
-def tried(session: LlamaCppSession, prompt: Sequence[int], new_tokens: int) -> Iterator[Tried]:
-    """Every setting over a prompt: first threads over the start of it, then caches with the best of them."""
+def tried(session: LlamaCppSession, head_dim: int, prompt: Sequence[int], new_tokens: int) -> Iterator[Tried]:
+    """Every setting over a prompt: first threads over the start of it, then caches with the best of them; a cache in
+    blocks only where they divide a head."""
     few = prompt[:FEW_TOKENS]
     counts = sorted({threads(), max(threads() // 2, 1)})
     runs = [replace(session.run, threads=count) for count in counts]
     fastest = min((timed(session, run, few, new_tokens) for run in runs), key=lambda one: one.decode_s)
-    for kind, flash in CACHES:
+    for kind, flash in CACHES if head_dim % KV_BLOCK == 0 else FLOAT_CACHES:
         run = replace(fastest.run, k=kind, v=kind, flash=flash)
         yield timed(session, run, prompt, new_tokens)
 

@@ -54,7 +54,7 @@ def rival(
     # The least of a document that every vocabulary has: which tokens they are makes no difference to the time.
     prompt = tuple(5 + i % 50 for i in range(workload.longest_tokens - TIMED_TOKENS))
     progress("trying llama.cpp's settings", 0, 1)
-    found = list(opponent.tried(ours, prompt, TIMED_TOKENS))
+    found = list(opponent.tried(ours, checkpoint.spec.layers[0].head_dim, prompt, TIMED_TOKENS))
     progress("trying llama.cpp's settings", 1, 1)
     best = min(found, key=lambda one: one.decode_s)
     session = replace(ours, run=best.run)

@@ -17,14 +17,14 @@ llama = subject(Path(sys.argv[1]))
 def told(form, other):
     kinds = {0: choice(Full(), form), 1: choice(Window(16), form, sinks=0), 2: choice(Window(24), other, sinks=4)}
     plan = llama.plan(lambda site: kinds[(site.layer + site.kv_head) % 3])
-    prompts, lines = [tokens_of(21), tokens_of(30, seed=1)], []
+    prompts, lines = [tokens_of(14), tokens_of(26, seed=1)], []
     for kernels in (False, True):
         model = llama.open(plan)
         model = on_device(model, torch.device("cpu")) if kernels else model
-        cache = model.cache(2, 48)
+        cache = model.cache(2, 32)
         logits = model.prefill(cache, prompts, 8)
         tokens, rows = [], []
-        for _ in range(8):
+        for _ in range(4):
             tokens.append(logits.argmax(-1).tolist())
             rows.append(logits)
             logits = model.logits(model.step(cache, logits.argmax(-1)[:, None])[:, -1])
@@ -33,18 +33,17 @@ def told(form, other):
     (tokens, rows, held, _), (others, other_rows, other_held, on_kernels) = lines
     away = float((rows - other_rows).abs().max() / rows.abs().max())
     return [tokens == others, away, held == other_held, on_kernels]
-print(json.dumps([told(FLOAT32, FLOAT32), told(FLOAT16, FLOAT16), told(FLOAT16, rotated(8))]))
+print(json.dumps([told(FLOAT32, FLOAT32), told(FLOAT16, rotated(8))]))
 """
 
 
 def test_decode_steps_say_what_the_physical_runtime_says(tiny_llama: Path) -> None:
     """Batch of two lengths, a window that wraps, sinks beside codes; 8 bits flip a rounding here and there."""
-    exact, halves, coded = told(STEPS, str(tiny_llama))
-    for same, away, held, on_kernels in (exact, halves):
-        assert same and held and on_kernels
-        assert away < 5e-3
-    assert exact[1] < 1e-4
-    assert coded[1] < 0.1
+    exact, coded = told(STEPS, str(tiny_llama))
+    same, away, held, on_kernels = exact
+    assert same and held and on_kernels
+    assert away < 1e-4
+    assert coded[1] < 0.1 and coded[2]
 
 
 OPERATORS = """

@@ -176,6 +176,15 @@ def sum_parts_kernel(parts_ptr, out_ptr, elements, splits, BLOCK: tl.constexpr):
 # --- running it ---------------------------------------------------------------------------------
 
 
+def multiplies(bits: int, inputs: int, group: int) -> bool:
+    """Whether there is a kernel for rows of so many inputs.
+
+    >>> multiplies(4, 576, 32), multiplies(4, 576, 48)
+    (True, False)
+    """
+    return bits in BITS and inputs % 8 == 0 and group in GROUPS and inputs % group == 0
+
+
 def shape_of(x: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor | None, offset: int) -> Shape:
     """The sizes that arguments have; ValueError where they do not fit one another or no kernel is for them."""
     (m, k), (n, row_bytes), groups = x.shape, codes.shape, scale.shape[-1]

@@ -4,12 +4,14 @@ kernels/*.py            as they are tested, importing torch and triton only
 kernels/layers.json     which kernel at which shape serves what, with the variants kept, best first
 kernels/resources.json  registers, spills, shared memory and occupancy of every launch kept; what was dropped, why
 kernels/CHIP/           the binary and the assembly of every launch of the best variants
+run_kernels.py          beside runner.py: the planned model on these kernels
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from json import loads
+from pathlib import Path
 
 from backends.artefacts import json_bytes
 from backends.triton.chips import chip
@@ -19,6 +21,8 @@ from planner.errors import InputError
 from planner.executor import Artifact
 
 FOLDER = "kernels"
+RUN = "run_kernels.py"
+INTEGRATION = Path(__file__).with_name("integration.py")
 ENDINGS = {"cuda": ("cubin", "ptx"), "hip": ("hsaco", "amdgcn")}
 NAMED = 16
 """Digits of a compilation's key in the names of its files."""
@@ -39,6 +43,13 @@ def kernel_files(search: Search, uses: Sequence[PlannedUse], found: Mapping[Use,
         Artifact(f"{FOLDER}/resources.json", json_bytes(resources)),
         *_binaries(search, found.values()),
     )
+
+
+def run_file() -> Artifact:
+    """What runs the planned model on the kernels beside it, where the transformers runner's files are too."""
+    source = INTEGRATION.read_text(encoding="utf-8").replace("from backends.kernels", "from kernels")
+    source = source.replace("from backends.transformers import runner", "import runner")
+    return Artifact(RUN, source.replace("from backends.transformers.runner", "from runner").encode())
 
 
 def summary(found: Mapping[Use, FoundKernel]) -> tuple[str, ...]:

@@ -1,12 +1,17 @@
-"""The transformers runtime with its decode steps on kernels where a device runs them, and as it is elsewhere.
+"""Run a planned model with its kernels: `python run_kernels.py --prompt "..."`.
 
-The caches are those of the runner, byte for byte, in one pool for all heads of a layer that are stored at the same
-bits. A step of one new token per sequence is one `kv_append` and one `decode_attention` for each pool; prompts, which
-come in chunks, are read by the runner's own attention, which writes the same pools through views.
+This file is copied as it is, but for the names of its imports, into an artefact directory for a GPU, beside runner.py
+and kernels/. The caches are those of the runner, byte for byte, in one pool for all heads of a layer that are stored at
+the same bits. A step of one new token per sequence is one `kv_append` and one `decode_attention` for each pool, a chunk
+of a prompt one or two `kv_append` and one `prefill_attention`; packed matrices are multiplied by `dequant_matmul`.
+Variants are those the plan was compiled with, the fastest of them once they ran on a GPU.
 """
 
+import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -17,14 +22,18 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from backends.kernels import ragged
 from backends.kernels.decode_attention import decode_attention
+from backends.kernels.dequant_matmul import dequant_matmul, multiplies
 from backends.kernels.kv_append import FIELDS, kv_append
+from backends.kernels.planned import Tuned, tuned
+from backends.kernels.prefill_attention import prefill_attention
 from backends.kernels.rotated import Stored, row_bytes
 from backends.transformers import runner
 from backends.transformers.runner import ClassCache, Code, PlannedCache, PlannedModel
 
 ATTENTION = "planned-kernels"
-RESIDENT_PROGRAMS = 2
-LEAST_SLOTS = 512
+CHUNK_TOKENS = 256
+FEW_ROWS = 64
+"""Rows of a product up to which variants for decoding are the better ones."""
 
 
 def kernels_run(device: torch.device) -> bool:
@@ -37,13 +46,19 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-def pooled(caches: Sequence[ClassCache], part: str) -> Stored:
-    """The keys ("k"), or values, of classes that are stored at the same bits, moved into one pool that they view."""
+# --- caches ---------------------------------------------------------------------------------------
+
+
+def pooled(caches: Sequence[ClassCache], part: str, spare: int) -> Stored:
+    """The keys ("k"), or values, of classes that are stored at the same bits, moved into one pool that they view.
+
+    `spare` rows follow theirs, for the tokens of a chunk that a ring cannot hold beside what the chunk still sees.
+    """
     codes = [cast(Code, getattr(cache, f"{part}_code")) for cache in caches]
     stores = [cast(tuple[Tensor, ...], getattr(cache, part)) for cache in caches]
     sinks = [cast(Tensor, getattr(cache, f"sink_{part}")) for cache in caches]
-    pools = [_pool(list(tensors)) for tensors in zip(*stores, strict=True)]
-    sink_pool, sink_views = _pool(sinks)
+    pools = [_pool(list(tensors), spare) for tensors in zip(*stores, strict=True)]
+    sink_pool, sink_views = _pool(sinks, 1)  # never empty
     for i, cache in enumerate(caches):
         setattr(cache, part, tuple(views[i] for _, views in pools))
         setattr(cache, f"sink_{part}", sink_views[i])
@@ -51,14 +66,14 @@ def pooled(caches: Sequence[ClassCache], part: str) -> Stored:
     if code.is_float:
         return Stored(code.bits, low, None, None, sink_pool, None, None)
     high = low[:, low.shape[1] * 2 // 3 :] if code.bits == 3 else None  # the low part of a row is two thirds of it
-    mean, scale = (torch.cat([getattr(each, name)[:, 0] for each in codes]).contiguous() for name in ("mean", "scale"))
+    mean, scale = (torch.cat([getattr(each, name)[:, 0] for each in codes]).half() for name in ("mean", "scale"))
     return Stored(code.bits, low, high, pools[1][0][:, 0], sink_pool, mean if part == "k" else None, scale)
 
 
-def _pool(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _pool(tensors: list[Tensor], spare: int) -> tuple[Tensor, list[Tensor]]:
     """Rows of tensors [batch, heads, slots, n] one after another [rows, n], and views of it that replace them."""
     rows = [each.flatten(0, 2) for each in tensors]
-    pool = torch.cat([*rows, rows[0].new_zeros(1, rows[0].shape[1])])  # a row more: a pool is never empty
+    pool = torch.cat([*rows, rows[0].new_zeros(spare, rows[0].shape[1])])
     views, start = [], 0
     for each, flat in zip(tensors, rows, strict=True):
         views.append(pool[start : start + len(flat)].view(each.shape))
@@ -71,8 +86,9 @@ class Pool:
     """The heads of one layer that are stored at the same bits.
 
     heads          KV heads of the layer, in the order of the pool's pairs in each sequence
-    k, v           their slots
+    k, v           their slots, and behind them `chunk` spare ones for each pair
     regions        [batch * heads, FIELDS] int32, as `kv_append` has them
+    spare          first spare row of each pair [batch * heads]
     sink_weight    slots that a protected one weighs; 0 where no head has any
     programs       that share the slots of a step
     """
@@ -81,12 +97,17 @@ class Pool:
     k: Stored
     v: Stored
     regions: Tensor
+    spare: Tensor
     sink_weight: int
     programs: int
+    decode: Tuned[Tensor]
+    prefill: Tuned[Tensor]
+    append: Tuned[None]
+    append_chunk: Tuned[None]
 
     @classmethod
-    def of(cls, caches: Sequence[ClassCache], batch: int) -> "Pool":
-        """One pool for some classes, which view it from now on."""
+    def of(cls, caches: Sequence[ClassCache], layer: int, batch: int, chunk: int) -> "Pool":
+        """One pool for some classes of a layer, which view it from now on."""
         heads = [head for cache in caches for head in cache.heads]
         regions: list[list[list[int]]] = [[] for _ in range(batch)]
         row = sink_row = static = 0
@@ -98,7 +119,8 @@ class Pool:
                     region = [row + at * slots, slots, sink_row + at * sinks, sinks, static + i, head]
                     regions[sequence].append(region + [0] * (FIELDS - len(region)))
             row, sink_row, static = row + batch * count * slots, sink_row + batch * count * sinks, static + count
-        k, v = pooled(caches, "k"), pooled(caches, "v")
+        pairs = batch * len(heads)
+        k, v = (pooled(caches, part, pairs * chunk) for part in ("k", "v"))
         dim = caches[0].k_code.head_dim
         float_bytes = sum(store.sinks.shape[1] * store.sinks.element_size() for store in (k, v))
         weight = ragged.sink_weight(float_bytes, row_bytes(k.bits, dim) + row_bytes(v.bits, dim))
@@ -106,8 +128,19 @@ class Pool:
         flat = torch.tensor([region for each in regions for region in each], dtype=torch.int32)
         # Counted over full caches and once: a step does not wait for the device to tell how full they are.
         most = int(ragged.grains(flat[:, 3], flat[:, 1], weight).sum())
-        resident = RESIDENT_PROGRAMS * multiprocessors(flat.device)
-        return cls(heads, k, v, flat, weight, ragged.program_count(most, resident, LEAST_SLOTS))
+        serves = f"layer {layer} kv heads {', '.join(map(str, sorted(heads)))}"
+        decode = tuned("decode_attention", "decode", serves, decode_attention)
+        resident = decode.first("RESIDENT", 2) * multiprocessors(flat.device)
+        programs = ragged.program_count(most, resident, decode.first("LEAST_SLOTS", 512))
+        prefill = tuned("prefill_attention", "prefill", serves, prefill_attention)
+        append, append_chunk = (tuned("kv_append", phase, serves, kv_append) for phase in ("decode", "prefill"))
+        spare = row + torch.arange(pairs) * chunk
+        return cls(heads, k, v, flat, spare, weight, programs, decode, prefill, append, append_chunk)
+
+    @property
+    def most_sinks(self) -> int:
+        """The most sinks of a head."""
+        return int(self.regions[:, 3].max())
 
     def work(self, tokens: Tensor) -> ragged.Schedule:
         """The shares of a step after which each sequence has so many tokens [batch]."""
@@ -117,30 +150,56 @@ class Pool:
         slots = torch.minimum((total - most_sinks).clamp(min=0), rings)
         return ragged.schedule(sinks, slots, rows, sink_rows, static, self.sink_weight, self.programs)
 
+    def step(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, new: Tensor, scale: float) -> Tensor:
+        """Attention of at most one new token per sequence: q, and what is returned, [batch, heads, group, 1, dim]."""
+        self.append(k, v, self.k, self.v, self.regions, seen.int(), new.int(), self.sink_weight > 0)
+        queries = q.flatten(0, 1)[:, :, 0].contiguous()
+        made = self.decode(queries, self.k, self.v, self.work(seen + new), scale, self.sink_weight)
+        out: Tensor = made.unflatten(0, (len(q), -1))[:, :, :, None]
+        return out
+
+    def chunk(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, new: Tensor, scale: float) -> Tensor:
+        """Attention of a chunk of new tokens: q, and what is returned, [batch, heads, group, tokens, dim].
+
+        A ring that has room for the chunk takes it at once. Else the chunk lies in spare rows until all of its queries
+        have seen what it pushes out.
+        """
+        rows, rings, sink_rows, sinks = self.regions[:, :4].unbind(1)
+        before, count = (each.int().repeat_interleave(len(self.heads)) for each in (seen, new))
+        fits = before + count - sinks <= rings
+        first = self.regions.clone()
+        first[:, 0] = torch.where(fits, rows, self.spare)
+        first[:, 1] = torch.where(fits, rings, k.shape[2])
+        first[:, 6] = torch.where(fits, 0, before - sinks)
+        has_sinks = self.sink_weight > 0
+        self.append_chunk(k, v, self.k, self.v, first, seen.int(), new.int(), has_sinks)
+        fresh = torch.where(fits, rows + before - sinks, self.spare)
+        records = torch.stack([before, count, sinks, rings.clamp(min=1), rows, sink_rows, fresh], 1).int()
+        out = self.prefill(q, self.k, self.v, records.unflatten(0, (len(q), -1)), scale, self.most_sinks)
+        if not bool(fits.all()):
+            self.append_chunk(k, v, self.k, self.v, self.regions, seen.int(), new.int(), has_sinks)
+        return out
+
 
 class KernelCache(PlannedCache):
     """The runner's cache with its classes pooled."""
 
-    def __init__(self, plain: PlannedCache) -> None:
+    def __init__(self, plain: PlannedCache, chunk: int) -> None:
         self.context_tokens, self.seen, self.layers = plain.context_tokens, plain.seen, plain.layers
         self._valid, self._layouts = plain._valid, {}
         self.pools: list[list[Pool]] = []
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             alike: dict[tuple[int, int], list[ClassCache]] = {}
             for cache in layer:
                 alike.setdefault((cache.k_code.bits, cache.v_code.bits), []).append(cache)
-            self.pools.append([Pool.of(caches, len(self.seen)) for caches in alike.values()])
+            self.pools.append([Pool.of(caches, index, len(self.seen), chunk) for caches in alike.values()])
 
-    def decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attention of one new token per sequence, which is stored: q [batch, kv_heads, group, 1, head_dim]."""
-        counts = self._valid.sum(1)
-        out = torch.empty_like(q)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attention of new tokens, which are stored: q [batch, kv_heads, group, tokens, head_dim]."""
+        new, out = self._valid.sum(1), torch.empty_like(q)
         for pool in self.pools[layer]:
-            seen, new = self.seen.int(), counts.int()
-            kv_append(k, v, pool.k, pool.v, pool.regions, seen, new, pool.sink_weight > 0)
-            queries = q[:, pool.heads].flatten(0, 1)[:, :, 0].contiguous()
-            made = decode_attention(queries, pool.k, pool.v, pool.work(self.seen + counts), scale, pool.sink_weight)
-            out[:, pool.heads] = made.unflatten(0, (len(q), -1))[:, :, :, None]
+            run = pool.step if q.shape[3] == 1 else pool.chunk
+            out[:, pool.heads] = run(q[:, pool.heads], k, v, self.seen, new, scale).to(out.dtype)
         return out
 
 
@@ -152,17 +211,15 @@ def kernel_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     planned_cache: KernelCache | None = None,
-    **rest: object,
+    **_: object,
 ) -> tuple[Tensor, None]:
     """Attention over the planned cache, as transformers calls it: query [batch, q_heads, tokens, head_dim]."""
     if planned_cache is None:
         raise RuntimeError("planned attention was called without planned_cache; use PlannedModel.step")
     batch, q_heads, tokens, dim = query.shape
-    if tokens > 1:
-        return runner.planned_attention(module, query, key, value, attention_mask, scaling, planned_cache, **rest)
     kv_heads, scale = key.shape[1], dim**-0.5 if scaling is None else scaling
     grouped = query.reshape(batch, kv_heads, q_heads // kv_heads, tokens, dim)
-    out = planned_cache.decode(cast(int, module.layer_idx), grouped, key, value, scale)
+    out = planned_cache.attend(cast(int, module.layer_idx), grouped, key, value, scale)
     return out.reshape(batch, q_heads, tokens, dim).transpose(1, 2), None
 
 
@@ -170,11 +227,72 @@ AttentionInterface.register(ATTENTION, kernel_attention)
 AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)  # the cache masks by position itself
 
 
-class KernelModel(PlannedModel):
-    """A planned model on a device, its decode steps on kernels."""
+# --- the model ------------------------------------------------------------------------------------
 
-    def __init__(self, plain: PlannedModel, device: torch.device) -> None:
-        self.model, self.kinds, self.device = plain.model, plain.kinds, device
+
+class KernelLinear(nn.Module):
+    """A linear layer whose packed matrix is multiplied as it is stored."""
+
+    def __init__(self, name: str, plain: runner.PackedLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.packed = plain.packed
+        self.bias = None if plain.bias is None else plain.bias.to(dtype)
+        self.few, self.many = (
+            tuned("dequant_matmul", phase, f"{name}.weight", dequant_matmul) for phase in ("decode", "prefill")
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        run = self.few if x.numel() <= FEW_ROWS * x.shape[-1] else self.many
+        packed = self.packed
+        minimum = packed.minimum if packed.offset is None else None
+        out = run(x, packed.codes, packed.scale, minimum, packed.offset or 0)
+        return out if self.bias is None else out + self.bias
+
+
+class Converted(nn.Module):
+    """What the runner computes in float32, in another type."""
+
+    def __init__(self, plain: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.plain, self.dtype = plain, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.plain(x.float() if x.is_floating_point() else x)
+        return out.to(self.dtype)
+
+
+def on_kernels(model: nn.Module, dtype: torch.dtype) -> None:
+    """Packed matrices of a model multiplied by kernels where there is one for them, and all else in a type."""
+    for parameter in model.parameters():  # packed matrices are buffers
+        parameter.data = parameter.data.to(dtype)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, runner.PackedLinear) and products(module.packed):
+            replaced: nn.Module = KernelLinear(path, module, dtype)
+        elif isinstance(module, runner.PackedLinear | runner.PackedEmbedding) and dtype != torch.float32:
+            replaced = Converted(module, dtype)
+        elif isinstance(module, runner.PackedStack) and dtype != torch.float32:
+            raise runner.ArtefactError(f"{path}: stacked experts are expanded in float32; use --dtype float32")
+        else:
+            continue
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, replaced)
+
+
+def products(packed: runner.Packed) -> bool:
+    """Whether a kernel multiplies by a matrix as it is stored."""
+    if packed.scheme == "float" or packed.codes.dim() != 2:
+        return False
+    inputs = packed.codes.shape[1] * 8 // packed.bits
+    return multiplies(packed.bits, inputs, inputs // packed.scale.shape[-1])
+
+
+class KernelModel(PlannedModel):
+    """A planned model on a device, on kernels."""
+
+    def __init__(self, plain: PlannedModel, device: torch.device, dtype: torch.dtype, chunk_tokens: int) -> None:
+        self.model, self.kinds = plain.model, plain.kinds
+        self.device, self.dtype, self.chunk_tokens = device, dtype, chunk_tokens
+        on_kernels(self.model, dtype)
         self.model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's own method
         for module in self.model.modules():
             if isinstance(module, runner.Packed) and module.scheme != "float":
@@ -186,17 +304,60 @@ class KernelModel(PlannedModel):
 
     def cache(self, batch: int, context_tokens: int) -> KernelCache:
         with self.device:
-            return KernelCache(super().cache(batch, context_tokens))
+            return KernelCache(super().cache(batch, context_tokens), min(self.chunk_tokens, context_tokens))
 
     def step(self, cache: PlannedCache, ids: Tensor, valid: Tensor | None = None) -> Tensor:
+        """As the runner's; what is longer than a chunk comes in chunks, which changes nothing that is seen."""
+        parts, size = [], min(self.chunk_tokens, cache.context_tokens)
         with self.device:
-            return super().step(cache, ids, valid)
+            for start in range(0, ids.shape[1], size):
+                some = slice(start, start + size)
+                parts.append(super().step(cache, ids[:, some], None if valid is None else valid[:, some]))
+        return torch.cat(parts, 1).float()
 
     def prefill(self, cache: PlannedCache, prompts: Sequence[Sequence[int]], chunk_tokens: int) -> Tensor:
         with self.device:
             return super().prefill(cache, prompts, chunk_tokens)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        return super().logits(hidden.to(self.dtype)).float()
 
-def on_device(plain: PlannedModel, device: torch.device) -> PlannedModel:
-    """The model with its decode steps on kernels where the device runs them, else as it is: the physical torch path."""
-    return KernelModel(plain, device) if kernels_run(device) else plain
+
+def on_device(
+    plain: PlannedModel, device: torch.device, dtype: torch.dtype = torch.float32, chunk_tokens: int = CHUNK_TOKENS
+) -> PlannedModel:
+    """The model on kernels where the device runs them, else as it is: the physical torch path."""
+    return KernelModel(plain, device, dtype, chunk_tokens) if kernels_run(device) else plain
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--chunk-tokens", type=int, default=CHUNK_TOKENS)
+    parser.add_argument("--dtype", choices=("float16", "float32"), help="of all that is not stored coded; GPU: float16")
+    parser.add_argument("--raw", action="store_true", help="do not wrap the prompt in the chat template")
+    options = parser.parse_args()
+    here = Path(__file__).resolve().parent
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if not kernels_run(device):
+            raise runner.ArtefactError(
+                "no GPU was found, and these kernels need one: runner.py runs the same plan without them;"
+                " TRITON_INTERPRET=1 runs them in Triton's interpreter, some minutes a token"
+            )
+        chosen = options.dtype or ("float16" if device.type == "cuda" else "float32")
+        model = on_device(runner.load(here), device, getattr(torch, chosen), options.chunk_tokens)
+        with device:
+            pieces = (options.prompt, options.max_new_tokens, options.chunk_tokens, options.raw)
+            for piece in runner.answer(model, here, *pieces):
+                print(piece, end="", flush=True)
+    except runner.ArtefactError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,49 +1,84 @@
-"""Decode steps on kernels inside transformers, and kernels as torch operators."""
+"""The planned model on kernels inside transformers, and kernels as torch operators."""
 
+import subprocess
+import sys
 from pathlib import Path
 
-from tests.backends.interpreted import told
+from backends.triton.emit import RUN, run_file
+from backends.triton.sources import KERNELS
+from planner import artefact
+from planner.executor import Artifact
+from planner.formats import grouped, rotated
+from planner.space import FLOAT32, Full, Window
+from tests.backends.interpreted import ENVIRONMENT, told
+from tests.backends.oracle import choice, subject
 
 STEPS = """
 import json, sys, torch
 from pathlib import Path
-from backends.triton.integration import KernelModel, on_device
-from planner.formats import rotated
-from planner.space import FLOAT16, FLOAT32, Full, Window
+from backends.triton.integration import KernelLinear, on_device
+from planner.formats import grouped, rotated
+from planner.space import FLOAT16, FLOAT32, Full, WeightFormat, Window
 from tests.backends.oracle import choice, subject, tokens_of
 
 torch.set_num_threads(1)
 llama = subject(Path(sys.argv[1]))
-def told(form, other):
-    kinds = {0: choice(Full(), form), 1: choice(Window(16), form, sinks=0), 2: choice(Window(24), other, sinks=4)}
-    plan = llama.plan(lambda site: kinds[(site.layer + site.kv_head) % 3])
+def told(form, other, weights, dtype):
+    kinds = {0: choice(Full(), form), 1: choice(Window(16), form, sinks=0), 2: choice(Window(6), other, sinks=4)}
+    plan = llama.plan(lambda site: kinds[(site.layer + site.kv_head) % 3], lambda name: weights)
     prompts, lines = [tokens_of(14), tokens_of(26, seed=1)], []
     for kernels in (False, True):
         model = llama.open(plan)
-        model = on_device(model, torch.device("cpu")) if kernels else model
+        model = on_device(model, torch.device("cpu"), dtype, 8) if kernels else model
         cache = model.cache(2, 32)
-        logits = model.prefill(cache, prompts, 8)
+        logits = model.prefill(cache, prompts, 16)  # twice what rings have spare rows for, and more than one ring holds
         tokens, rows = [], []
-        for _ in range(4):
+        for _ in range(3):
             tokens.append(logits.argmax(-1).tolist())
             rows.append(logits)
             logits = model.logits(model.step(cache, logits.argmax(-1)[:, None])[:, -1])
-        lines.append((tokens, torch.stack(rows), cache.bytes, isinstance(model, KernelModel)))
-        model.model.set_attn_implementation("planned")
-    (tokens, rows, held, _), (others, other_rows, other_held, on_kernels) = lines
+        products = sum(isinstance(module, KernelLinear) for module in model.model.modules())
+        lines.append((tokens, torch.stack(rows), cache.bytes, products))
+    (tokens, rows, held, none), (others, other_rows, other_held, products) = lines
     away = float((rows - other_rows).abs().max() / rows.abs().max())
-    return [tokens == others, away, held == other_held, on_kernels]
-print(json.dumps([told(FLOAT32, FLOAT32), told(FLOAT16, rotated(8))]))
+    return {"same": tokens == others, "away": away, "held": held == other_held, "products": [none, products]}
+float32 = told(FLOAT32, FLOAT32, grouped(4), torch.float32)
+print(json.dumps([float32, told(FLOAT16, rotated(8), WeightFormat(16), torch.float16)]))
 """
 
 
-def test_decode_steps_say_what_the_physical_runtime_says(tiny_llama: Path) -> None:
-    """Batch of two lengths, a window that wraps, sinks beside codes; 8 bits flip a rounding here and there."""
-    exact, coded = told(STEPS, str(tiny_llama))
-    same, away, held, on_kernels = exact
-    assert same and held and on_kernels
-    assert away < 1e-4
-    assert coded[1] < 0.1 and coded[2]
+def test_the_model_on_kernels_says_what_the_physical_runtime_says(tiny_llama: Path) -> None:
+    """Batch of two lengths, a window that wraps, a chunk past a ring, sinks beside codes, packed matrices.
+
+    With everything in float32 the tokens are the same; float16 and 8-bit codes flip a rounding here and there.
+    """
+    exact, halved = told(STEPS, str(tiny_llama))
+    assert exact["same"] and exact["held"] and exact["products"] == [0, 3 * 7 + 1]
+    assert exact["away"] < 1e-4
+    assert halved["away"] < 0.1 and halved["held"] and halved["products"] == [0, 0]
+
+
+def test_an_artefact_runs_on_its_kernels_without_this_project(tiny_llama: Path, tmp_path: Path) -> None:
+    """Half of the cache is a window of 4-bit codes, the matrices are 4-bit codes."""
+    llama = subject(tiny_llama)
+    window, full = choice(Window(8), rotated(4)), choice(Full(), FLOAT32)
+    plan = llama.plan(lambda site: window if site.kv_head else full, lambda _: grouped(4))
+    kernels = [Artifact(f"kernels/{path.name}", path) for path in KERNELS.glob("*.py")]
+    files = [*llama.executor.emit(plan, llama.spec), *kernels, run_file()]
+    out = tmp_path / "out"
+    artefact.write(out, files, artefact.Header("transformers", "1", "0" * 64, "test"))
+    asked = ["--prompt", "Good morning.", "--max-new-tokens", "2", "--raw"]
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
+
+    def said(script: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(out / script), *asked]
+        return subprocess.run(command, env=environment | changed, cwd=tmp_path, capture_output=True, text=True)
+
+    plain, fast = said("runner.py"), said(RUN)
+    assert fast.returncode == 0, fast.stderr
+    assert fast.stdout == plain.stdout and plain.stdout.strip()
+    refused = said(RUN, TRITON_INTERPRET="0")
+    assert refused.returncode == 1 and "runner.py runs the same plan" in refused.stderr
 
 
 OPERATORS = """

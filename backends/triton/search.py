@@ -148,32 +148,45 @@ class Search:
         return Store(self.directory / "compiled")
 
     def run(self, uses: Sequence[Use], progress: Progress) -> dict[Use, FoundKernel]:
-        """The best variants of every use. What was found before with the same sources, compiler and target is read."""
+        """The best variants of every use. What was found before with the same sources, compiler and target is read.
+
+        Of what was found but whose binaries are gone only the best are compiled again.
+        """
         check_compiler()
         found = {each: kept for each in dict.fromkeys(uses) if (kept := self._kept(each)) is not None}
         left = [each for each in dict.fromkeys(uses) if each not in found]
-        if not left:
+        lost = {each: gone for each, kept in found.items() if (gone := self._gone(kept))}
+        if not left and not lost:
             return found
         with Crew(COMPILER) as crew:
-            spaces = self._spaces(crew, left, progress)
-            self._compile(crew, spaces, progress)
-        for each, space in spaces.items():
-            found[each] = self._ranked(each, space)
+            spaces = self._spaces(crew, [*left, *lost], progress)
+            self._compile(crew, spaces, lost, progress)
+        for each in left:
+            found[each] = self._ranked(each, spaces[each])
             write_text(dump_json(found[each]), self._path(each))
         return found
+
+    def _gone(self, found: FoundKernel) -> frozenset[str]:
+        """Keys of the best variant whose binaries are not in the store."""
+        launches = (launch for each in found.kept[:1] for launch in each.launches)
+        return frozenset(launch.key for launch in launches if self.store.binary(launch.key) is None)
 
     def _spaces(self, crew: Crew, uses: Sequence[Use], progress: Progress) -> dict[Use, _Space]:
         requests = [self._request("spell", each) for each in uses]
         replies = crew.ask_all(requests, lambda done: progress("kernel variants", done, len(requests)))
         return {each: _space(_answered(reply)) for each, reply in zip(uses, replies, strict=True)}
 
-    def _compile(self, crew: Crew, spaces: Mapping[Use, _Space], progress: Progress) -> None:
-        """Compile what the store has not, each key once."""
+    def _compile(
+        self, crew: Crew, spaces: Mapping[Use, _Space], lost: Mapping[Use, frozenset[str]], progress: Progress
+    ) -> None:
+        """Compile what the store has not, each key once; of some uses only the keys that are lost."""
         wanted: dict[str, dict[str, object]] = {}
         for each, space in spaces.items():
             for number, (_, launches) in enumerate(space.variants):
                 for launch in launches:
-                    if launch.key not in wanted and self.store.record(launch.key) is None:
+                    if launch.key in wanted or (each in lost and launch.key not in lost[each]):
+                        continue
+                    if self.store.record(launch.key) is None:
                         place = {"variant": number, "launch": launch.at, "key": launch.key}
                         wanted[launch.key] = self._request("compile", each) | place
         stage = f"kernels compiled for {self.gpu.name}"
@@ -242,18 +255,15 @@ class Search:
         return self.directory / "found" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
     def _kept(self, use: Use) -> FoundKernel | None:
-        """What an earlier search found, where the binaries of its best variant are there still."""
+        """What an earlier search found."""
         path = self._path(use)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
             return None
         try:
-            found = build(json.loads(read_text(path)), FoundKernel, str(path))
+            return build(json.loads(read_text(path)), FoundKernel, str(path))
         except (InputError, ValueError):
             return None
-        best = found.kept[:1]
-        whole = all(self.store.binary(launch.key) is not None for each in best for launch in each.launches)
-        return found if whole else None
 
 
 def check_compiler() -> None:

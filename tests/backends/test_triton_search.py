@@ -85,6 +85,17 @@ def test_a_binary_that_is_not_what_was_kept_is_compiled_again(searched: tuple[Se
     assert path.read_bytes() == whole
 
 
+def test_where_binaries_are_gone_only_the_best_are_compiled_again(
+    searched: tuple[Search, FoundKernel], tmp_path: Path
+) -> None:
+    search, found = searched
+    moved = Search(search.gpu, tmp_path / "moved", search.folder)
+    shutil.copytree(search.directory / "found", moved.directory / "found")
+    assert moved.run([SQUARE], silent)[SQUARE] == found
+    best = {launch.key for launch in found.kept[0].launches}
+    assert {path.stem for path in moved.store.directory.rglob("*.json")} == best
+
+
 @pytest.mark.parametrize(("name", "assembly"), [("b200", b".target sm_100a"), ("mi300x", b"gfx942")])
 def test_other_chips_are_compiled_for_without_them(small: Path, tmp_path: Path, name: str, assembly: bytes) -> None:
     search = Search(gpu(target(name)), tmp_path, small)

@@ -261,12 +261,12 @@ class Converted(nn.Module):
         return out.to(self.dtype)
 
 
-def on_kernels(model: nn.Module, dtype: torch.dtype) -> None:
-    """Packed matrices of a model multiplied by kernels where there is one for them, and all else in a type."""
+def convert(model: nn.Module, dtype: torch.dtype, multiply: bool) -> None:
+    """All of a model in a type; with `multiply` its packed matrices on kernels, where there is one for them."""
     for parameter in model.parameters():  # packed matrices are buffers
         parameter.data = parameter.data.to(dtype)
     for path, module in list(model.named_modules()):
-        if isinstance(module, runner.PackedLinear) and products(module.packed):
+        if multiply and isinstance(module, runner.PackedLinear) and products(module.packed):
             replaced: nn.Module = KernelLinear(path, module, dtype)
         elif isinstance(module, runner.PackedLinear | runner.PackedEmbedding) and dtype != torch.float32:
             replaced = Converted(module, dtype)
@@ -287,12 +287,14 @@ def products(packed: runner.Packed) -> bool:
 
 
 class KernelModel(PlannedModel):
-    """A planned model on a device, on kernels."""
+    """A planned model on a device, on kernels; without `multiply` its attention alone."""
 
-    def __init__(self, plain: PlannedModel, device: torch.device, dtype: torch.dtype, chunk_tokens: int) -> None:
+    def __init__(
+        self, plain: PlannedModel, device: torch.device, dtype: torch.dtype, chunk_tokens: int, multiply: bool
+    ) -> None:
         self.model, self.kinds = plain.model, plain.kinds
         self.device, self.dtype, self.chunk_tokens = device, dtype, chunk_tokens
-        on_kernels(self.model, dtype)
+        convert(self.model, dtype, multiply)
         self.model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's own method
         for module in self.model.modules():
             if isinstance(module, runner.Packed) and module.scheme != "float":
@@ -324,10 +326,14 @@ class KernelModel(PlannedModel):
 
 
 def on_device(
-    plain: PlannedModel, device: torch.device, dtype: torch.dtype = torch.float32, chunk_tokens: int = CHUNK_TOKENS
+    plain: PlannedModel,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    chunk_tokens: int = CHUNK_TOKENS,
+    multiply: bool = True,
 ) -> PlannedModel:
     """The model on kernels where the device runs them, else as it is: the physical torch path."""
-    return KernelModel(plain, device, dtype, chunk_tokens) if kernels_run(device) else plain
+    return KernelModel(plain, device, dtype, chunk_tokens, multiply) if kernels_run(device) else plain
 
 
 def main() -> int:

@@ -277,8 +277,9 @@ def test_a_run_killed_half_way_loses_nothing(
     printed, told = run.communicate(timeout=60)
     assert printed == ""
     if kind is signal.SIGINT:
-        assert (run.returncode, told.count("\n")) == (130, 1), told
-        assert told.startswith("Error: stopped")
+        # A slow machine tells its progress before.
+        assert run.returncode == 130 and "Traceback" not in told, told
+        assert told.splitlines()[-1].startswith("Error: stopped") and told.count("Error") == 1
     assert files(out) == before
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["out"]
     # ONNX Runtime leaves the name of its telemetry session, which is switched off, as soon as it is imported.

@@ -14,7 +14,7 @@ demo: .venv/ready
 	$(BIN)/planner run $(OUT) --prompt "Explain in two sentences what a cache is." --max-new-tokens 64
 
 test: lint types
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -120,14 +120,29 @@ def test_an_artefact_is_replaced_and_nothing_stays_beside_it(
     path, out = compiled[0], tmp_path / "out"
     out.mkdir()
     for _ in range(2):
-        told = planner("compile", path, "--target", "a100", "-o", out, "--dump", tmp_path / "spaces")
+        told = planner("compile", path, "--target", "laptop-cpu", "-o", out, "--dump", tmp_path / "spaces")
         assert told.exit_code == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "spaces"]
     names = [p.stem for p in sorted((tmp_path / "spaces").iterdir())]
     assert names == [f"{i:02}-{each.name}" for i, each in enumerate(PIPELINE)]
     chosen = load_file(tmp_path / "spaces" / f"{names[-1]}.yaml", Space)
     assert all(len(choices) == 1 for choices in chosen.candidates.values())
+    assert load_file(out / PLAN, Plan).provenance.target == "laptop-cpu"
+
+
+def test_kernels_lie_beside_a_plan_for_a_gpu(compiled: tuple[Path, Path, Result], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    passes = "uniform-kv{tokens=24},legalise,assign"  # floats alone: few kernels to compile
+    told = planner("compile", compiled[0], "--target", "a100", "--passes", passes, "-o", out)
+    assert told.exit_code == 0 and "compiled for sm_80" in told.stdout
     assert load_file(out / PLAN, Plan).provenance.target == "a100"
+    layers, resources = (json.loads((out / "kernels" / name).read_text()) for name in ("layers.json", "resources.json"))
+    assert {each["module"] for each in layers["uses"]} == {"decode_attention", "prefill_attention", "kv_append"}
+    for kernel in resources["kernels"]:
+        for launch in (launch for kept in kernel["kept"] for launch in kept["launches"]):
+            assert launch["resources"]["spilled_bytes"] == 0
+        assert all((out / "kernels" / launch["binary"]).is_file() for launch in kernel["kept"][0]["launches"])
+    assert "kernels/" in (out / "manifest.json").read_text() and (out / "run_kernels.py").is_file()
 
 
 # --- families -----------------------------------------------------------------------------------

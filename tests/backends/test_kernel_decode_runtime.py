@@ -67,7 +67,7 @@ def test_an_artefact_runs_on_its_kernels_without_this_project(tiny_llama: Path, 
     files = [*llama.executor.emit(plan, llama.spec), *kernels, run_file()]
     out = tmp_path / "out"
     artefact.write(out, files, artefact.Header("transformers", "1", "0" * 64, "test"))
-    asked = ["--prompt", "Good morning.", "--max-new-tokens", "2", "--raw"]
+    asked = ["--prompt", "Good morning.", "--max-new-tokens", "4", "--raw"]
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
 
     def said(script: str, **changed: str) -> subprocess.CompletedProcess[str]:

@@ -72,8 +72,10 @@ class Prepared:
 
 def prepare(request: Request, target: str, seed: int, progress: Progress, backend: str | None = None) -> Prepared:
     """Open the source, know the target, and price the model unless its profile is kept already."""
+    from profiles.allocator import keep_freed_memory
     from profiles.weights import CheckpointWeights
 
+    keep_freed_memory()
     checkpoint = opened(request)
     weights = CheckpointWeights(checkpoint)
     asked = questions(request, weights, seed) if checkpoint.spec.has_weights else None

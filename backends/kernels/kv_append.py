@@ -97,6 +97,7 @@ def append_kernel(
     counts,
     rows,
     tokens,
+    heads,
     k_batch,
     k_head,
     k_token,
@@ -112,7 +113,6 @@ def append_kernel(
     SINKS: tl.constexpr,
     ROPE: tl.constexpr,
     PAGE: tl.constexpr,
-    HEADS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -121,17 +121,17 @@ def append_kernel(
 
     k, v       [batch, heads, tokens, DIM] with any strides but 1 in the last place
     cos, sin   [batch, tokens, ROPE], the two halves of a row the same
-    regions    [batch * HEADS, FIELDS] int32
+    regions    [batch * heads, FIELDS] int32
     seen       [batch] int32, tokens of each sequence before these
     counts     [batch] int32, new tokens of each: the others of its row are padding
     """
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     live = r < rows
-    member, token, sequence = r % HEADS, r // HEADS % tokens, r // HEADS // tokens
+    member, token, sequence = r % heads, r // heads % tokens, r // heads // tokens
     before = tl.load(seen + sequence, mask=live, other=0)
     count = tl.load(counts + sequence, mask=live, other=0)
     live = live & (token < count)
-    region = regions + (sequence * HEADS + member) * REGION
+    region = regions + (sequence * heads + member) * REGION
     first, ring = tl.load(region, mask=live, other=0), tl.load(region + 1, mask=live, other=1)
     sink_first, sinks = tl.load(region + 2, mask=live, other=0), tl.load(region + 3, mask=live, other=0)
     static, source = tl.load(region + 4, mask=live, other=0), tl.load(region + 5, mask=live, other=0)
@@ -213,7 +213,6 @@ def constexprs(
     has_sinks: bool,
     rope: int,
     page: int,
-    heads: int,
     dim: int,
     variant: Variant,
 ) -> dict[str, object]:
@@ -226,7 +225,6 @@ def constexprs(
         "SINKS": has_sinks,
         "ROPE": rope,
         "PAGE": page,
-        "HEADS": heads,
         "DIM": dim,
         "BLOCK_D": triton.next_power_of_2(dim),
         "BLOCK_R": variant.tile("BLOCK_R"),
@@ -263,13 +261,13 @@ def kv_append(
     cos, sin = (k, k) if angles is None else (angles[0].contiguous(), angles[1].contiguous())
     rows = batch * tokens * heads
     sizes = constexprs(
-        *((k_store.bits, v_store.bits), (*k_store.strides, *v_store.strides), has_sinks, rope, page, heads, dim),
+        *((k_store.bits, v_store.bits), (*k_store.strides, *v_store.strides), has_sinks, rope, page, dim),
         chosen,
     )
     v_low, v_high, v_norms, v_sinks, _, v_scale = v_store.parts()
     append_kernel[(triton.cdiv(rows, chosen.tile("BLOCK_R")),)](
         *(k, v, cos, sin, *k_store.parts(), v_low, v_high, v_norms, v_sinks, v_scale),
-        *(regions if table is None else table, regions, seen, counts, rows, tokens),
+        *(regions if table is None else table, regions, seen, counts, rows, tokens, heads),
         *(*k.stride()[:3], *v.stride()[:3]),
         **sizes,
         num_warps=chosen.num_warps,
@@ -353,7 +351,7 @@ def launches(shape: Shape, variant: Variant) -> tuple[Launch, ...]:
     dim, rows = shape.head_dim, len(shape.seen) * shape.tokens * shape.heads
     strides = (*strides_of(shape.k_bits, dim), *strides_of(shape.v_bits, dim))
     bits, has_sinks = (shape.k_bits, shape.v_bits), any(shape.sinks)
-    sizes = constexprs(bits, strides, has_sinks, shape.rope, shape.page, shape.heads, dim, variant)
+    sizes = constexprs(bits, strides, has_sinks, shape.rope, shape.page, dim, variant)
     types = {"k": "*fp16", "v": "*fp16", "cos": "*fp16", "sin": "*fp16"}
     for part, width in (("k", shape.k_bits), ("v", shape.v_bits)):
         float_type = "*fp32" if width == 32 else "*fp16"
@@ -362,7 +360,7 @@ def launches(shape: Shape, variant: Variant) -> tuple[Launch, ...]:
             {f"{part}_sinks": float_type} | ({"k_mean": "*fp16"} if part == "k" else {}) | {f"{part}_scale": "*fp16"}
         )
     types |= dict.fromkeys(("table", "regions", "seen", "counts"), "*i32")
-    numbers = ("rows", "tokens", "k_batch", "k_head", "k_token", "v_batch", "v_head", "v_token")
+    numbers = ("rows", "tokens", "heads", "k_batch", "k_head", "k_token", "v_batch", "v_head", "v_token")
     stored = sum(min(count, ring) for count, ring in zip(_each(shape, shape.counts), shape.rings, strict=True))
     statics = (shape.k_bits < 16) * 2 + (shape.v_bits < 16)
     read = 2 * stored * dim * 2 + sum(shape.counts) * 2 * shape.rope * 2 + statics * shape.heads * dim * 2

@@ -116,7 +116,7 @@ def prefill_attention(
         *(turned_q, k_low, k_high, k_norms, sinks_of(k, records, most_sinks, q.dtype)),
         *(v_low, v_high, v_norms, sinks_of(v, records, most_sinks, q.dtype)),
         *(records if table is None else table, records.contiguous(), out, scale, tokens, *turned_q.stride()[:4]),
-        **constexprs(k, v, (heads, group, dim), most_sinks, page, chosen),
+        **constexprs(k, v, (group, dim), most_sinks, page, chosen),
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
     )
@@ -152,12 +152,11 @@ def _(q: Tensor, *rest: object) -> Tensor:
 
 
 def constexprs(
-    k: Stored, v: Stored, sizes: tuple[int, int, int], most_sinks: int, page: int, variant: Variant
+    k: Stored, v: Stored, sizes: tuple[int, int], most_sinks: int, page: int, variant: Variant
 ) -> dict[str, int]:
-    """What the kernel is specialised by; sizes are heads, query heads of each, and head size."""
-    heads, group, dim = sizes
+    """What the kernel is specialised by; sizes are query heads of a KV head, and head size."""
+    group, dim = sizes
     return {
-        "HEADS": heads,
         "MOST_SINKS": most_sinks,
         "K_BITS": k.bits,
         "V_BITS": v.bits,
@@ -219,7 +218,7 @@ def pairs(shape: Shape) -> int:
 def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16) -> tuple[Launch, ...]:
     """The one kernel; `bytes_read` has a key once for each tile that sees it."""
     k, v = (example(bits, 1, 1, shape, dtype, None) for bits in (shape.k_bits, shape.v_bits))
-    fixed = constexprs(k, v, (len(shape.sinks), shape.group, shape.head_dim), max(shape.sinks), shape.page, variant)
+    fixed = constexprs(k, v, (shape.group, shape.head_dim), max(shape.sinks), shape.page, variant)
     pointers = {"q": TYPES[coded_type(dtype) if k.coded else dtype]}
     for name, one in (("k", k), ("v", v)):
         low = "*u8" if one.coded else TYPES[dtype]

@@ -33,7 +33,6 @@ def prefill_kernel(
     q_head,
     q_member,
     q_token,
-    HEADS: tl.constexpr,
     MOST_SINKS: tl.constexpr,
     K_BITS: tl.constexpr,
     V_BITS: tl.constexpr,
@@ -51,13 +50,14 @@ def prefill_kernel(
     """A tile of queries of one KV head of one sequence.
 
     q                 strides given; DIM is contiguous, in the space of the keys
-    k_sinks, v_sinks  [batch, HEADS, MOST_SINKS, DIM], in the space of the keys, of the values
-    out               [batch, HEADS, GROUP, tokens, DIM], in the space of the values
+    k_sinks, v_sinks  [batch, heads, MOST_SINKS, DIM], in the space of the keys, of the values
+    out               [batch, heads, GROUP, tokens, DIM], in the space of the values
     """
     # The last tiles see most: first come, first served, so the longest begin first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     head, sequence = tl.program_id(1), tl.program_id(2)
-    record = records + (sequence * HEADS + head) * RECORD
+    pair = sequence * tl.num_programs(1) + head
+    record = records + pair * RECORD
     past, length = tl.load(record), tl.load(record + 1)
     sinks, slots = tl.load(record + 2), tl.load(record + 3)
     ring, fresh = tl.load(record + 4), tl.load(record + 6)
@@ -83,7 +83,7 @@ def prefill_kernel(
     last_now = past + tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, length - 1)
     end = tl.where(first_now < past + length, last_now + 1, 0)  # no keys for a tile of padding
 
-    sink_rows = (sequence * HEADS + head).to(tl.int64) * MOST_SINKS
+    sink_rows = pair.to(tl.int64) * MOST_SINKS
     for start in range(0, tl.minimum(sinks, end), SINK_TILE):
         s = start + tl.arange(0, SINK_TILE)
         mask = (s < tl.minimum(sinks, end))[:, None] & (d < DIM)[None, :]
@@ -121,7 +121,7 @@ def prefill_kernel(
         acc = dot(rounded(p * norm[None, :], V_DOT), value.to(V_DOT), acc * keep[:, None])
 
     acc = tl.where(live[:, None], acc / tl.where(mass > 0, mass, 1.0)[:, None], 0.0)
-    there = ((sequence * HEADS + head).to(tl.int64) * GROUP + member) * tokens + token
+    there = (pair.to(tl.int64) * GROUP + member) * tokens + token
     mask = (token < tokens)[:, None] & (d < DIM)[None, :]
     tl.store(out + there[:, None] * DIM + d[None, :], rounded(acc, out.dtype.element_ty), mask)
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -23,6 +25,9 @@ COMPILER = Job("backends.triton.worker", Path(__file__).resolve().parents[2])
 
 KEPT_VARIANTS = 4
 """Kept for a choice by timing on the first run where a GPU is present."""
+
+ALIKE = 1.05
+"""Predictions within this factor are not told apart: they are off by more than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,11 @@ class KeptVariant:
     variant: Variant
     predicted_s: float
     launches: tuple[KeptLaunch, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What it is compiled to."""
+        return tuple(launch.key for launch in self.launches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +165,16 @@ class Search:
         check_compiler()
         found = {each: kept for each in dict.fromkeys(uses) if (kept := self._kept(each)) is not None}
         left = [each for each in dict.fromkeys(uses) if each not in found]
-        lost = {each: gone for each, kept in found.items() if (gone := self._gone(kept))}
+        lost = {each: gone for each, kept in shared(found).items() if (gone := self._gone(kept))}
         if not left and not lost:
-            return found
+            return shared(found)
         with Crew(COMPILER) as crew:
             spaces = self._spaces(crew, [*left, *lost], progress)
             self._compile(crew, spaces, lost, progress)
         for each in left:
             found[each] = self._ranked(each, spaces[each])
             write_text(dump_json(found[each]), self._path(each))
-        return found
+        return shared({each: found[each] for each in dict.fromkeys(uses)})
 
     def _gone(self, found: FoundKernel) -> frozenset[str]:
         """Keys of the best variant whose binaries are not in the store."""
@@ -251,7 +261,7 @@ class Search:
     def _path(self, use: Use) -> Path:
         """Where the result of a search is kept: by all that decides it."""
         parts = [LAYOUT, KEPT_VARIANTS, use.module, use.shape, sources.source_sha256(self.folder, use.module)]
-        text = json.dumps([*parts, repr(self.gpu), version("triton"), _code_sha256()])
+        text = json.dumps([*parts, repr(self.gpu), _compiler(), _code_sha256()])
         return self.directory / "found" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
     def _kept(self, use: Use) -> FoundKernel | None:
@@ -264,6 +274,35 @@ class Search:
             return build(json.loads(read_text(path)), FoundKernel, str(path))
         except (InputError, ValueError):
             return None
+
+
+def shared(found: Mapping[Use, FoundKernel]) -> dict[Use, FoundKernel]:
+    """The same with fewer kernels: of variants that are predicted alike each use has the one first that most uses have.
+
+    A kernel that serves many layers is compiled and loaded once.
+    """
+    wishes = {
+        each: {  # of variants that are the same kernel the best predicted, which is last here
+            variant.keys: variant
+            for variant in reversed(kernel.kept)
+            if variant.predicted_s <= ALIKE * best.predicted_s
+        }
+        for each, kernel in found.items()
+        for best in kernel.kept[:1]
+    }
+    left, result = dict(wishes), dict(found)
+    while left:
+        wanted = Counter(keys for variants in left.values() for keys in variants)
+        keys = max(wanted, key=wanted.__getitem__)  # of equals the first, so it is the same each time
+        for each in [each for each, variants in left.items() if keys in variants]:
+            first, kernel = left.pop(each)[keys], found[each]
+            result[each] = replace(kernel, kept=(first, *(other for other in kernel.kept if other is not first)))
+    return result if len(_chosen(result)) < len(_chosen(found)) else dict(found)  # greedy covers can be larger
+
+
+def _chosen(found: Mapping[Use, FoundKernel]) -> set[str]:
+    """Keys of the best variants."""
+    return {key for kernel in found.values() for best in kernel.kept[:1] for key in best.keys}
 
 
 def check_compiler() -> None:
@@ -306,6 +345,12 @@ def _launch(at: int, told: Mapping[str, object]) -> _Spelled:
     return _Spelled(at, str(told["kernel"]), str(told["key"]), signature, constants, work)
 
 
+@lru_cache
+def _compiler() -> str:
+    return version("triton")
+
+
+@lru_cache
 def _code_sha256() -> str:
     """Sha256 of the code that drops and ranks."""
     here = Path(__file__).parent

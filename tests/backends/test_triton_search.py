@@ -11,11 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backends.triton.chips import CHIPS, chip, occupancy
 from backends.triton.predicted import Gpu, Work, gpu, seconds, waves
 from backends.triton.report import Resources
-from backends.triton.search import FoundKernel, Search, use
+from backends.triton.search import (
+    ALIKE,
+    FoundKernel,
+    KeptLaunch,
+    KeptVariant,
+    Search,
+    Use,
+    Variant,
+    shared,
+    use,
+)
 from backends.triton.sources import KERNELS, closure, source_sha256
 from planner.errors import InputError
 from profiles.targets import target
@@ -94,6 +106,37 @@ def test_where_binaries_are_gone_only_the_best_are_compiled_again(
     assert moved.run([SQUARE], silent)[SQUARE] == found
     best = {launch.key for launch in found.kept[0].launches}
     assert {path.stem for path in moved.store.directory.rglob("*.json")} == best
+
+
+KEPT = st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(1.0, 1.2)), min_size=1, max_size=4)
+
+
+@given(st.lists(KEPT, min_size=1, max_size=8))
+def test_what_is_predicted_alike_is_shared_and_nothing_is_lost(uses: list[list[tuple[str, float]]]) -> None:
+    found = {use("product", {"rows": i}): kernel(kept) for i, kept in enumerate(uses)}
+    fewer = shared(found)
+
+    def loaded(kernels: dict[Use, FoundKernel]) -> set[str]:
+        return {key for each in kernels.values() for key in each.kept[0].keys}
+
+    assert list(fewer) == list(found) and len(loaded(fewer)) <= len(loaded(found)) and shared(found) == fewer
+    for each, before in found.items():
+        first, *_ = fewer[each].kept
+        alike = [other for other in before.kept if other.keys == first.keys]
+        assert min(other.predicted_s for other in alike) == first.predicted_s <= ALIKE * before.kept[0].predicted_s
+        assert sorted(fewer[each].kept, key=str) == sorted(before.kept, key=str)
+
+
+def kernel(kept: list[tuple[str, float]]) -> FoundKernel:
+    """What was found of a use, by the keys and seconds of its variants."""
+    taken = Resources(4, 56, 0, 4096, occupancy(chip("sm_80"), 4, 56, 4096))
+
+    def variant(number: int, key: str, seconds: float) -> KeptVariant:
+        launch = KeptLaunch("product_kernel", key, {}, {}, "product_kernel", Work(1, 1, 1, 1), taken, 1, seconds)
+        return KeptVariant(Variant((("NUMBER", number),), 4, 2), seconds, (launch,))
+
+    made = [variant(i, *each) for i, each in enumerate(sorted(kept, key=lambda each: each[1]))]
+    return FoundKernel("product", "{}", "sm_80", tuple(made), len(made), ())
 
 
 @pytest.mark.parametrize(("name", "assembly"), [("b200", b".target sm_100a"), ("mi300x", b"gfx942")])

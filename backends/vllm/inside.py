@@ -2,12 +2,14 @@
 
 `check` parses serve.yaml with vLLM's own parser and builds its engine's configuration from it. `score` reads JSON from
 standard input, `{"prompts": [[token, ...], ...], "new_tokens": 0}`, runs the engine, and answers with the natural
-logarithm of the probability of each prompt's tokens after its first, and greedy tokens. This file needs vLLM alone.
+logarithm of the probability of each prompt's tokens after its first, greedy tokens, and where more than one is asked
+the seconds of each after the first. This file needs vLLM alone.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,23 @@ def score(directory: Path) -> dict[str, object]:
         found = zip(prompt[1:], output.prompt_logprobs[1:], strict=True)
         scores.append([entry[token].logprob for token, entry in found])
         tokens.append(list(output.outputs[0].token_ids)[: asked["new_tokens"]])
-    return {"scores": scores, "tokens": tokens}
+    return {"scores": scores, "tokens": tokens, "decode_s": decode_seconds(engine, prompts[0], asked["new_tokens"])}
+
+
+def decode_seconds(engine: Any, prompt: Any, new_tokens: int) -> float | None:
+    """Seconds of a token after the first, over a prompt that the engine has cached; None where there is none."""
+    if new_tokens < 2:
+        return None
+    from vllm import SamplingParams
+
+    def taken(tokens: int) -> float:
+        sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        start = time.perf_counter()
+        engine.generate([prompt], sampling, use_tqdm=False)
+        return time.perf_counter() - start
+
+    taken(1)
+    return (taken(new_tokens) - taken(1)) / (new_tokens - 1)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,14 @@ class Configured:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Of each prompt: natural log-probabilities of its tokens after the first, and the greedy tokens that follow."""
+    """Of each prompt: natural log-probabilities of its tokens after the first, and the greedy tokens that follow.
+
+    `decode_s` is the first prompt's seconds of a token after the first, compiling nothing; None where none was asked.
+    """
 
     scores: tuple[tuple[float, ...], ...]
     tokens: tuple[tuple[int, ...], ...]
+    decode_s: float | None
 
 
 def interpreter() -> Path:

@@ -127,7 +127,8 @@ def test_it_gives_the_likelihood_of_the_oracle(
         with pytest.raises(InputError, match=r"need AVX-512 on an x86 CPU, which this machine has not"):
             validate.score(written(llama, plan, tmp_path), [tokens])
         return
-    found = validate.score(written(llama, plan, tmp_path), [tokens])
+    found = validate.score(written(llama, plan, tmp_path), [tokens], new_tokens=3)
+    assert len(found.tokens[0]) == 3 and found.decode_s is not None
     session = VllmExecutor(llama.executor.weights, llama.spec).open(plan)
     rows = session.score(tokens, 0, 64)[:-1]
     wanted = rows[np.arange(len(rows)), tokens[1:]]

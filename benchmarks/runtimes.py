@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -156,7 +157,8 @@ def generate(out: Path, prompts: Prompts) -> Ran:
             rows = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
             scores.append(of_tokens(rows.numpy(), prompt))
         start = torch.tensor([prompts[0][:-DECODED]])
-        first, all_of_them = (seconds(partial(model.generate, start, **GREEDY, max_new_tokens=n)) for n in (1, DECODED))
+        generate_ = cast(Callable[..., object], model.generate)
+        first, all_of_them = (seconds(partial(generate_, start, **GREEDY, max_new_tokens=n)) for n in (1, DECODED))
     size = tensor_bytes(out / "weights.safetensors", besides="kv.")
     return Ran(tuple(scores), (all_of_them - first) / (DECODED - 1), size)
 

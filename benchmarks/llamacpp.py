@@ -105,7 +105,7 @@ def cell(prepared: Prepared, preset: str, progress: ProgressLine) -> list[list[s
     ours = solved(prepared, Goal("loss_nats", Limits(weight_bytes=size)), whole)
     plain = replace(whole, k=FLOAT32, v=FLOAT32)
     every = {tensor.name: WeightFormat(32) for tensor in spec.tensors}
-    with Examiner(replace(asked, passkeys=()), progress) as examiner:
+    with Examiner(asked.without_recall, progress) as examiner:
         examiner.take_dense(prepared.executor.open(setting(prepared, "dense", plain, every)))
         open_ = prepared.executor.open
         plans, results = {preset: theirs}, {preset: examiner.take(preset, open_(theirs))}

@@ -75,7 +75,7 @@ def main() -> None:
         for text in options.texts or [None]:
             asked = exam(tokenizer, prepared.context.workload, text, options.documents, seen)
             name = "shipped" if text is None else text.stem
-            with Examiner(replace(asked, passkeys=()), progress) as examiner:
+            with Examiner(asked.without_recall, progress) as examiner:
                 measure(prepared, examiner, trials, name, options.results)
     report(options.results)
 

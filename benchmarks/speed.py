@@ -85,7 +85,7 @@ def cell(request: Request, neighbours: int, progress: ProgressLine) -> dict[str,
     plan, prepared = correct(planned(prepared, passes, found), prepared, passes, progress)
     settings = uniform_settings(found.widened, prepared.context, UNIFORMS)
     uniform = [priced(prepared, "uniform", space) for space in settings]
-    asked = replace(prepared.exam, passkeys=())
+    asked = prepared.exam.without_recall
     rows = contest(prepared, asked, baseline(prepared), uniform, plan, progress)
     print("\n".join(costs_table(rows)))
     result: dict[str, object] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from planner.explain import table
 from planner.pipeline import Step
 from planner.plan import Costs, Interval, Plan
-from planner.verify import Measured
+from planner.verify import Measured, share
 
 ROWS = ("dense", "uniform", "planned")
 COLUMNS = ("kv_bytes", "weight_bytes", "decode_s", "ttft_s", "loss_nats", "perplexity", "passkey")
@@ -20,6 +20,11 @@ class Row:
     name: str
     plan: Plan
     result: Measured | None = None
+
+    @property
+    def pairs(self) -> float | None:
+        """The share of key-value pairs that it recalled; None where none was asked for."""
+        return None if self.result is None else share(self.result.pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,8 @@ class CompileReport:
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
-        plans = {row.name: row.plan for row in self.rows}
-        told = {name: plan_json(plans.get(name)) for name in ROWS}
+        rows = {row.name: row for row in self.rows}
+        told = {name: row_json(rows.get(name)) for name in ROWS}
         steps = [
             {"pass": s.name, "seconds": s.seconds, "before": s.candidates_before, "after": s.candidates_after}
             for s in self.steps
@@ -81,9 +86,9 @@ class VerifyReport:
 
     def as_json(self) -> dict[str, object]:
         return {
-            "dense": plan_json(self.dense.plan),
+            "dense": row_json(self.dense),
             "uniform": None,
-            "planned": plan_json(self.planned.plan),
+            "planned": row_json(self.planned),
             "missed": self.missed or None,
         }
 
@@ -93,19 +98,19 @@ class VerifyReport:
 
 def costs_table(rows: Sequence[Row]) -> list[str]:
     """Predicted and measured of every row, in megabytes, milliseconds and nats per token."""
-    head = ["", "KV MB", "weights MB", "ms/token", "first token s", "loss nats", "perplexity", "passkey"]
+    head = ["", "KV MB", "weights MB", "ms/token", "first token s", "loss nats", "perplexity", "passkey", "pairs"]
     lines = [head]
     for row in rows:
-        for name, costs in (("predicted", row.plan.predicted), ("measured", row.plan.measured)):
+        for name, costs, pairs in (("predicted", row.plan.predicted, None), ("measured", row.plan.measured, row.pairs)):
             if costs is not None:
-                lines.append([f"{row.name} {name}", *_cells(costs)])
+                lines.append([f"{row.name} {name}", *_cells(costs, pairs)])
     sources = dict.fromkeys(
         costs.source for row in rows for costs in (row.plan.predicted, row.plan.measured) if costs is not None
     )
     return [*table(lines), "", *(f"- {source}" for source in sources)]
 
 
-def _cells(costs: Costs) -> list[str]:
+def _cells(costs: Costs, pairs: float | None) -> list[str]:
     return [
         f"{costs.kv_bytes / 1e6:.2f}",
         f"{costs.weight_bytes / 1e6:.1f}",
@@ -113,7 +118,7 @@ def _cells(costs: Costs) -> list[str]:
         _interval(costs.ttft_s, 1.0, 2),
         _interval(costs.loss_nats, 1.0, 4),
         _interval(costs.perplexity, 1.0, 2),
-        "-" if costs.passkey is None else f"{costs.passkey:.0%}",
+        *("-" if found is None else f"{found:.0%}" for found in (costs.passkey, pairs)),
     ]
 
 
@@ -124,8 +129,16 @@ def _interval(value: Interval | None, scale: float, digits: int) -> str:
     return f"{middle} [{low}, {high}]"
 
 
+def row_json(row: Row | None) -> dict[str, object] | None:
+    """A row of the table, and the pairs it recalled where it ran; None where there is no such plan."""
+    told = None if row is None else plan_json(row.plan)
+    if row is None or told is None or row.result is None:
+        return told
+    return {**told, "measured": {**(costs_json(row.plan.measured) or {}), "pairs": row.pairs}}
+
+
 def plan_json(plan: Plan | None) -> dict[str, object] | None:
-    """A row of the table; None where there is no such plan."""
+    """What is predicted and measured of a plan; None where there is no such plan."""
     if plan is None:
         return None
     return {"predicted": costs_json(plan.predicted), "measured": costs_json(plan.measured)}

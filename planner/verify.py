@@ -7,7 +7,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
@@ -24,27 +24,40 @@ ROUNDS = 3
 TIMED_TOKENS = 16
 
 ANSWER_TOKENS = 8
-"""Tokens in which a passkey must be told."""
+"""Tokens in which a hidden number must be told."""
 
 Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Passkey:
-    """A prompt that hides a key, and how to tell from generated tokens whether it was found."""
+    """A prompt that hides a number, and how to tell from generated tokens whether it was found.
+
+    The last `question_tokens` of the prompt ask for it; what comes before does not tell what will be asked.
+    """
 
     prompt: Tokens
     found: Callable[[Sequence[int]], bool]
+    question_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Exam:
-    """What plans are measured on. Positions from `first` on are scored; all compared budgets bind there."""
+    """What plans are measured on. Positions from `first` on are scored; all compared budgets bind there.
+
+    `passkeys` hide one number in filler, `pairs` one among others that are stored under other keys.
+    """
 
     documents: tuple[Tokens, ...]
     first: int
     passkeys: tuple[Passkey, ...]
     chunk_tokens: int
+    pairs: tuple[Passkey, ...] = ()
+
+    @property
+    def without_recall(self) -> "Exam":
+        """The same documents, and nothing asked."""
+        return replace(self, passkeys=(), pairs=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,7 @@ class Measured:
     scores: tuple[DocumentScore, ...]
     passkeys: tuple[bool, ...]
     timings: tuple[Timing, ...] = ()
+    pairs: tuple[bool, ...] = ()
 
     @property
     def loss(self) -> Interval:
@@ -74,8 +88,17 @@ class Measured:
             decode_s=quartiles(decode) if decode else None,
             ttft_s=quartiles(ttft) if ttft else None,
             perplexity=perplexity(mean_interval([s.nll_nats for s in self.scores])),
-            passkey=sum(self.passkeys) / len(self.passkeys) if self.passkeys else None,
+            passkey=share(self.passkeys),
         )
+
+
+def share(found: Sequence[bool]) -> float | None:
+    """How many were found of those asked for; None where nothing was asked.
+
+    >>> share([True, False]), share([])
+    (0.5, None)
+    """
+    return sum(found) / len(found) if found else None
 
 
 def quartiles(values: Sequence[float]) -> Interval:
@@ -120,11 +143,15 @@ class Examiner(AbstractContextManager["Examiner"]):
             self.progress(stage, index, of)
             planned = dense if same else session.score(document, self.exam.first, self.exam.chunk_tokens)
             scores.append(compare(dense, planned, document[self.exam.first + 1 :]))
-        keys = self.exam.passkeys
-        answers = session.generate([key.prompt for key in keys], ANSWER_TOKENS) if keys else []
-        found = [key.found(answer) for key, answer in zip(keys, answers, strict=True)]
+        passkeys, pairs = (recalled(session, asked) for asked in (self.exam.passkeys, self.exam.pairs))
         self.progress(stage, of, of)
-        return Measured(tuple(scores), tuple(found))
+        return Measured(tuple(scores), passkeys, pairs=pairs)
+
+
+def recalled(session: Session, asked: Sequence[Passkey]) -> tuple[bool, ...]:
+    """Which of the hidden numbers a plan tells."""
+    answers = session.generate([key.prompt for key in asked], ANSWER_TOKENS) if asked else []
+    return tuple(key.found(answer) for key, answer in zip(asked, answers, strict=True))
 
 
 def _on_disk(values: NDArray[np.float32]) -> NDArray[np.float32]:

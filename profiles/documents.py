@@ -6,6 +6,7 @@ calibration document is told a few passkeys in its first half and asked for them
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import cast
@@ -23,6 +24,43 @@ FILLER = (
     "The river runs slowly past the mill. A boat lies at the landing. Nobody is in sight.",
     "In the evening the lamps are lit along the street, and the shops close one by one.",
 )
+KEYS = (
+    "apple",
+    "bridge",
+    "castle",
+    "dragon",
+    "engine",
+    "forest",
+    "garden",
+    "harbour",
+    "island",
+    "jungle",
+    "kettle",
+    "ladder",
+    "meadow",
+    "needle",
+    "orchard",
+    "pillow",
+    "quarry",
+    "river",
+    "saddle",
+    "temple",
+    "valley",
+    "window",
+)
+"""What the numbers of key-value pairs are stored under."""
+
+PAIRS = 8
+"""Key-value pairs that a prompt holds: one is asked for, the others can be mistaken for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """A prompt that hides a number, how many of its last tokens ask for it, and the number."""
+
+    prompt: tuple[int, ...]
+    question_tokens: int
+    answer: str
 
 
 def tokenizer(directory: Path) -> Tokenizer:
@@ -72,24 +110,61 @@ def with_passkeys(tokenizer: Tokenizer, document: Sequence[int], keys: int, seed
     return tuple(result[:length])
 
 
-def passkey_prompt(tokenizer: Tokenizer, tokens: int, depth: float, seed: int) -> tuple[tuple[int, ...], str]:
-    """A prompt that hides a passkey at a depth of filler, and its five digits; over `tokens` only without filler."""
+def passkey_prompt(tokenizer: Tokenizer, tokens: int, depth: float, seed: int) -> Recall:
+    """A prompt that hides a passkey at a depth of filler; over `tokens` only without filler."""
     chance = random.Random(seed)
     key = str(chance.randint(10000, 99999))
     head = "There is an important piece of information hidden in the text below. Find it and memorise it.\n\n"
     needle = f"\nThe secret passkey is {key}. Remember it. {key} is the secret passkey.\n"
     question = "\n\nWhat is the secret passkey? The secret passkey is"
+    return _hidden(tokenizer, (head, [needle], question), tokens, depth, chance, key)
+
+
+def pair_prompt(tokenizer: Tokenizer, tokens: int, depth: float, seed: int, pairs: int = PAIRS) -> Recall:
+    """A prompt of filler with random key-value pairs strewn over it, and a question for the one at a depth.
+
+    Unlike a passkey the number is told once, and the others differ from it by their keys alone. Over `tokens` only
+    without filler.
+    """
+    if not 1 <= pairs <= len(KEYS):
+        raise InputError(f"pairs: found {pairs}; a prompt holds 1 to {len(KEYS)}")
+    chance = random.Random(seed)
+    keys = chance.sample(KEYS, pairs)
+    numbers = [str(number) for number in chance.sample(range(10000, 100000), pairs)]
+    asked = min(int(depth * pairs), pairs - 1)
+    head = "Values are stored under keys in the text below. Find them and memorise them.\n\n"
+    needles = [f"\nThe value of {key} is {number}.\n" for key, number in zip(keys, numbers, strict=True)]
+    question = f"\n\nWhat is the value of {keys[asked]}? The value of {keys[asked]} is"
+    return _hidden(tokenizer, (head, needles, question), tokens, depth, chance, numbers[asked])
+
+
+def _hidden(
+    tokenizer: Tokenizer,
+    told: tuple[str, list[str], str],
+    tokens: int,
+    depth: float,
+    chance: random.Random,
+    answer: str,
+) -> Recall:
+    """Opening, sentences in filler, and question: a single sentence at the depth, several at even distances."""
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
-    fixed = len(encode(head)) + len(encode(needle)) + len(encode(question))
+    head, question = encode(told[0]), encode(told[2])
+    needles = [encode(sentence) for sentence in told[1]]
+    room = max(tokens - len(head) - len(question) - sum(map(len, needles)), 0)
     filler: list[int] = []
-    while len(filler) < tokens - fixed:
+    while len(filler) < room:
         filler += encode(" " + chance.choice(FILLER))
-    filler = filler[: max(tokens - fixed, 0)]
-    cut = round(depth * len(filler))
-    return tuple(encode(head) + filler[:cut] + encode(needle) + filler[cut:] + encode(question)), key
+    filler = filler[:room]
+    depths = [depth] if len(needles) == 1 else [(i + 0.5) / len(needles) for i in range(len(needles))]
+    prompt, at = head, 0
+    for needle, place in zip(needles, depths, strict=True):
+        cut = round(place * room)
+        prompt = [*prompt, *filler[at:cut], *needle]
+        at = cut
+    return Recall((*prompt, *filler[at:], *question), len(question), answer)
 
 
 def read(path: Path) -> str:

@@ -1,6 +1,6 @@
-"""What plans are verified on: documents of a text at the longest context, and passkeys at several depths."""
+"""What plans are verified on: documents of a text at the longest context, and numbers hidden at several depths."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,14 +9,17 @@ from planner.goal import Workload
 from planner.verify import ANSWER_TOKENS, Exam, Passkey
 
 if TYPE_CHECKING:
-    from profiles.documents import Tokenizer
+    from profiles.documents import Recall, Tokenizer
 
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Where in a prompt the passkeys are hidden."""
+"""Where in a prompt the numbers are hidden."""
+
+PASSKEY_SEED, PAIR_SEED = 1000, 2000
+"""Far from the seeds of what models are calibrated on, which count from the user's; each depth takes the next one."""
 
 
 def exam(tokenizer: "Tokenizer", workload: Workload, text: Path | None, count: int, seen: Collection[str] = ()) -> Exam:
-    """`count` documents of a text (the shipped one if None), none of them among the `seen` hashes, and the passkeys."""
+    """`count` documents of a text (the shipped one if None), none among the `seen` hashes, and the hidden numbers."""
     from profiles import documents
     from profiles.model import document_sha256
 
@@ -27,14 +30,24 @@ def exam(tokenizer: "Tokenizer", workload: Workload, text: Path | None, count: i
         if document_sha256(document) in seen:
             raise InputError(f"{where}: holds a document that the model was calibrated on; give another text")
 
-    def passkey(depth: float, seed: int) -> Passkey:
-        prompt, key = documents.passkey_prompt(tokenizer, context - ANSWER_TOKENS, depth, seed)
-        return Passkey(prompt, lambda tokens: key in tokenizer.decode(list(tokens)))
+    def asked(prompt: "Callable[..., Recall]", seed: int) -> tuple[Passkey, ...]:
+        """One question for each depth."""
+        room = context - ANSWER_TOKENS
+        found = (prompt(tokenizer, room, depth, seed + i) for i, depth in enumerate(DEPTHS))
+        # In a short context the question alone may take more than there is: then nothing is asked.
+        return tuple(passkey(tokenizer, recall) for recall in found if len(recall.prompt) <= room)
 
-    keys = (passkey(depth, 1000 + i) for i, depth in enumerate(DEPTHS))
-    # In a short context the question alone may take more than there is: then nothing is asked.
-    asked = tuple(key for key in keys if len(key.prompt) + ANSWER_TOKENS <= context)
-    return Exam(found, context // 2, asked, workload.prefill_chunk_tokens)
+    passkeys, pairs = asked(documents.passkey_prompt, PASSKEY_SEED), asked(documents.pair_prompt, PAIR_SEED)
+    return Exam(found, context // 2, passkeys, workload.prefill_chunk_tokens, pairs)
+
+
+def passkey(tokenizer: "Tokenizer", recall: "Recall") -> Passkey:
+    """A prompt whose answer is read out of generated tokens."""
+
+    def found(tokens: Sequence[int]) -> bool:
+        return recall.answer in tokenizer.decode(list(tokens))
+
+    return Passkey(recall.prompt, found, recall.question_tokens)
 
 
 def read(path: Path | None, shipped: str) -> tuple[str, str]:

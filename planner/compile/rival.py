@@ -63,7 +63,7 @@ def rival(
         + (", taken" if one is best else "")
         for one in found
     )
-    asked = replace(exam(weights.tokenizer, workload, request.verification.text, documents), passkeys=())
+    asked = exam(weights.tokenizer, workload, request.verification.text, documents).without_recall
     losses = {}
     with Examiner(asked, progress) as examiner:
         here = (("dram", 1.0),)

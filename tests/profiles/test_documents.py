@@ -12,6 +12,7 @@ from planner.errors import InputError
 from profiles.documents import (
     CALIBRATION_TEXT,
     VERIFICATION_TEXT,
+    pair_prompt,
     passkey_prompt,
     read,
     shipped,
@@ -128,7 +129,8 @@ def test_a_short_document_keeps_its_length(tokenizer: PreTrainedTokenizerBase, l
 @settings(max_examples=40, deadline=None)
 @given(tokens=st.integers(400, 3000), depth=st.floats(0, 1), seed=st.integers(0, 99))
 def test_a_passkey_lies_at_its_depth(tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: int) -> None:
-    prompt, key = passkey_prompt(tokenizer, tokens, depth, seed)
+    recall = passkey_prompt(tokenizer, tokens, depth, seed)
+    prompt, key = recall.prompt, recall.answer
     assert tokens - 1 <= len(prompt) <= tokens
     text = tokenizer.decode(prompt)
     assert re.fullmatch(r"\d{5}", key)
@@ -140,7 +142,31 @@ def test_a_passkey_lies_at_its_depth(tokenizer: PreTrainedTokenizerBase, tokens:
     fixed = len(prompt) - len(needle)
     # The opening and the question stand outside the filler whose depth is meant.
     assert abs(at - depth * fixed) < 200
-    assert (prompt, key) == passkey_prompt(tokenizer, tokens, depth, seed)
+    assert recall == passkey_prompt(tokenizer, tokens, depth, seed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens=st.integers(500, 3000), depth=st.floats(0, 1), seed=st.integers(0, 99), pairs=st.integers(1, 12))
+def test_pairs_differ_and_the_one_at_the_depth_is_asked_for(
+    tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, seed: int, pairs: int
+) -> None:
+    recall = pair_prompt(tokenizer, tokens, depth, seed, pairs)
+    assert tokens - 1 <= len(recall.prompt) <= tokens
+    question = tokenizer.decode(recall.prompt[len(recall.prompt) - recall.question_tokens :])
+    context = tokenizer.decode(recall.prompt[: len(recall.prompt) - recall.question_tokens])
+    told = re.findall(r"The value of (\w+) is (\d{5})\.", context)
+    assert len(told) == len(dict(told)) == len({number for _, number in told}) == pairs
+    asked = re.fullmatch(r"\s*What is the value of (\w+)\? The value of (\w+) is", question)
+    assert asked is not None
+    assert asked[1] == asked[2] == told[min(int(depth * pairs), pairs - 1)][0]
+    assert dict(told)[asked[1]] == recall.answer
+    assert recall == pair_prompt(tokenizer, tokens, depth, seed, pairs)
+
+
+@pytest.mark.parametrize("pairs", [0, 99])
+def test_a_number_of_pairs_that_has_no_keys_is_refused(tokenizer: PreTrainedTokenizerBase, pairs: int) -> None:
+    with pytest.raises(InputError, match=f"pairs: found {pairs}; a prompt holds 1 to"):
+        pair_prompt(tokenizer, 1000, 0.5, 0, pairs)
 
 
 # --- texts --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ types: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/solver.py
-	$(BIN)/python benchmarks/kv_budgets.py examples/smollm2.yaml
+	$(BIN)/python -m benchmarks.kv_budgets examples/smollm2.yaml
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

@@ -1,25 +1,31 @@
-"""The planned cache beside every single method at the same bytes: KL, paired intervals, passkeys, on unseen text.
+"""The planned cache beside single methods, passes one after the other and kvpress, at the same bytes, on unseen texts.
 
-    python benchmarks/kv_budgets.py examples/smollm2.yaml --text FILE --results out/kv_budgets
+    python -m benchmarks.kv_budgets examples/smollm2.yaml --texts FILE ... --kvpress PYTHON --results out/kv_budgets
 
-Every cell is kept in the results directory as it is done, so a killed run resumes. Weights stay dense, so that only the
-cache differs. All methods are scored on the same positions (the second half of each document), all caches physical.
+Every cell, one method on one document, is kept in the results directory as it is done, so a killed run resumes. Weights
+stay dense, so that only the cache differs. All are scored on the last tokens of each document, ours also on its second
+half; a hidden number is asked for after the context, which no press sees the question of. `--kvpress` names the Python
+of an environment that has kvpress; without it the presses have no cells. `benchmarks.presses` says what differs there.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from passes.assign import Assign
+from benchmarks.kv_report import OURS, report
+from benchmarks.presses import Asked, work
+from passes.assign import within_limits
 from passes.elastic_windows import ElasticWindows
 from passes.kv_bits import KvBits
 from passes.legalise import Legalise
 from passes.prefix_kv import PrefixKv
 from passes.prune_dominated import PruneDominated
 from passes.pyramid_kv import PyramidKv
+from passes.sequential import sequential
 from passes.single_methods import METHODS, single_method
 from passes.streaming_heads import StreamingHeads
 from passes.uniform_kv import UniformKv
@@ -27,112 +33,163 @@ from planner.compile.exam import exam
 from planner.compile.prepare import Prepared, prepare
 from planner.config import load_request
 from planner.cost import total
-from planner.explain import table
 from planner.files import write_text
 from planner.goal import Goal, Limits
 from planner.pipeline import PassContext, dense, run
 from planner.plan import trial
-from planner.prices import dense_kv_bytes
 from planner.progress import ProgressLine
-from planner.quality import mean_interval, paired_interval
+from planner.quality import compare
 from planner.space import Space
-from planner.verify import Examiner, Measured
+from planner.verify import ANSWER_TOKENS, Exam, Tokens, recalled
+from profiles.documents import CALIBRATION_TEXT, shipped
 
 CHUNK_TOKENS = 512
+PIECES, PIECE_CHARACTERS = 16, 1700
+"""Of the calibration text, on which DuoAttention's heads are scored."""
 
 WIDEN = (UniformKv(), PyramidKv(), PrefixKv(), StreamingHeads(), ElasticWindows(), KvBits(), Legalise())
 
 
-def plans(ctx: PassContext) -> dict[str, Space | None]:
-    """The joint plan and what each method reaches alone; None where it cannot meet the limit."""
+def solved(method: str, ctx: PassContext) -> Space | None:
+    """What a method reaches within the goal; None where it cannot."""
     widened, _ = run(WIDEN, dense(ctx), ctx)
-    pruned, _ = run((PruneDominated(),), widened, ctx)
-    found: dict[str, Space | None] = {"planned": Assign().run(pruned, ctx)}
-    for method in METHODS:
-        found[method] = single_method(method, widened, dense(ctx), ctx)
-    return found
+    if method == "planned":
+        return within_limits(run((PruneDominated(),), widened, ctx)[0], ctx)
+    if method == "one after the other":
+        found = sequential(widened, ctx)
+        return None if found is None else found.plan
+    return next(single_method(single, widened, dense(ctx), ctx) for single in METHODS if single == method)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--text", type=Path, help="UTF-8 text no calibration saw; the shipped one if left out")
-    parser.add_argument("--documents", type=int, default=8)
+    parser.add_argument(
+        "--texts", type=Path, nargs="*", default=[], help="UTF-8, one a domain; the shipped one if none"
+    )
+    parser.add_argument("--documents", type=int, default=8, help="of each text")
+    parser.add_argument("--tail", type=int, default=32, help="tokens after the prompt, on which all are compared")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.125, 0.0625])
+    parser.add_argument("--methods", nargs="+", choices=OURS, default=OURS)
+    parser.add_argument("--kvpress", type=Path, help="the Python of an environment with kvpress")
     parser.add_argument("--results", type=Path, default=Path("out/kv_budgets"))
     options = parser.parse_args()
-    options.results.mkdir(parents=True, exist_ok=True)
     with ProgressLine() as progress:
         prepared = prepare(load_request(options.model), "server-cpu", 0, progress, "transformers")
         if prepared.profile is None:
             raise SystemExit("this benchmark needs a model with weights")
-        tokenizer, ctx = prepared.weights.tokenizer, prepared.context
-        asked = exam(tokenizer, ctx.workload, options.text, options.documents, prepared.profile.documents)
-        with Examiner(replace(asked, chunk_tokens=CHUNK_TOKENS), progress) as examiner:
-            measure(prepared, examiner, options.shares, options.results)
-    print(report(options.results, options.shares, dense_kv_bytes(ctx.spec, ctx.workload)))
-    text, tokens = options.text or "the shipped text", ctx.workload.longest_tokens
-    print(f"{time.strftime('%Y-%m-%d')}, {options.documents} documents of {tokens} tokens of {text}")
+        ctx, exams = prepared.context, dict[str, Exam]()
+        for text in options.texts or [None]:
+            seen = prepared.profile.documents
+            asked = exam(prepared.weights.tokenizer, ctx.workload, text, options.documents, seen)
+            exams["shipped" if text is None else text.stem] = asked
+        bench = Bench(prepared, exams, options.tail, options.results)
+        bench.measure(options.shares, options.methods)
+        if options.kvpress is not None:
+            bench.press(options.kvpress, options.shares)
+        bench.recall(options.shares, options.methods)
+    print(report(options.results, list(exams), options.documents, options.shares, ctx.spec, ctx.workload))
+    tokens = ctx.workload.longest_tokens
+    print(f"{time.strftime('%Y-%m-%d')}, {options.documents} documents of {tokens} tokens of {', '.join(exams)}")
 
 
-def measure(prepared: Prepared, examiner: Examiner, shares: Sequence[float], results: Path) -> None:
-    """Run every cell that is not kept yet."""
-    ctx, taken = prepared.context, False
-    for share in shares:
-        for method, space in plans(replace(ctx, goal=Goal("loss_nats", Limits(kv_share=share)))).items():
-            path = results / f"{share:g}-{method}.json"
-            if path.is_file():
-                continue
-            if space is None:
-                write_text(json.dumps({"reached": False}), path)
-                continue
-            if not taken:
-                plain = prepared.executor.open(trial("dense", ctx.workload, dense(ctx).chosen))
-                write_text(json.dumps(cell(examiner.take_dense(plain))), results / "dense.json")
-                taken = True
-            session = prepared.executor.open(trial(method, ctx.workload, space.chosen))
-            measured = examiner.take(f"{method} at {share:.4g}", session)
-            document = examiner.exam.documents[0]
+@dataclass
+class Bench:
+    """A model, what it is asked about each domain, and where the cells are kept."""
+
+    prepared: Prepared
+    exams: dict[str, Exam]
+    tail: int
+    results: Path
+
+    def plan(self, share: float, method: str) -> Space | None:
+        """A method's plan at a share, and what is expected of it told in a file of its own."""
+        ctx = replace(self.prepared.context, goal=Goal("loss_nats", Limits(kv_share=share)))
+        space = solved(method, ctx)
+        told: dict[str, object] = {"reached": space is not None}
+        if space is not None and ctx.loss is not None:
+            told["kv_bytes"] = total(space.chosen, ctx.spec, ctx.workload, ctx.hardware).kv_bytes
+            told["predicted_nats"] = asdict(ctx.loss.predicted(space.chosen, method == "planned"))
+            told["sum_of_prices"] = ctx.loss.total(space.chosen)
+        write_text(json.dumps(told), self.results / "plans" / f"{share:g}-{method}.json")
+        return space
+
+    def unfinished(self, folder: str, shares: Sequence[float], methods: Sequence[str]) -> Iterator[tuple[str, Space]]:
+        """The cells of a folder that are not there yet, each plan solved once."""
+        for share in shares:
+            for method in methods:
+                name = f"{share:g}-{method}"
+                if (self.results / folder / f"{name}.json").is_file():
+                    continue
+                if name not in self._plans:
+                    self._plans[name] = self.plan(share, method)
+                space = self._plans[name]
+                if space is not None:
+                    yield name, space
+
+    def __post_init__(self) -> None:
+        self._plans: dict[str, Space | None] = {}
+
+    def measure(self, shares: Sequence[float], methods: Sequence[str]) -> None:
+        """Score plans on documents that are not done: all plans on one before the next, so that they can be paired."""
+        executor, ctx = self.prepared.executor, self.prepared.context
+        for domain, asked in self.exams.items():
+            for index, document in enumerate(asked.documents):
+                folder = f"{domain}-{index}"
+                cells = list(self.unfinished(folder, shares, methods))
+                if not cells:
+                    continue
+                plain = executor.open(trial("dense", ctx.workload, dense(ctx).chosen))
+                whole = plain.score(document, asked.first, CHUNK_TOKENS)
+                for name, space in cells:
+                    session = executor.open(trial(name, ctx.workload, space.chosen))
+                    told = session.score(document, asked.first, CHUNK_TOKENS)
+                    half = compare(whole, told, document[asked.first + 1 :])
+                    end = compare(whole[-self.tail :], told[-self.tail :], document[len(document) - self.tail + 1 :])
+                    write_text(
+                        json.dumps({"half": asdict(half), "end": asdict(end)}), self.results / folder / f"{name}.json"
+                    )
+
+    def recall(self, shares: Sequence[float], methods: Sequence[str]) -> None:
+        """Ask every plan for the hidden numbers, and count its bytes."""
+        executor, ctx = self.prepared.executor, self.prepared.context
+        asked = next(iter(self.exams.values()))
+        for name, space in self.unfinished("recall", shares, methods):
+            session = executor.open(trial(name, ctx.workload, space.chosen))
+            document = asked.documents[0]
             counted = session.time(document[: len(document) - 8], 8, CHUNK_TOKENS)
-            expected = total(space.chosen, ctx.spec, ctx.workload, ctx.hardware).kv_bytes
-            told: dict[str, object] = {"kv_bytes": counted.kv_bytes, "predicted_kv_bytes": expected}
-            if ctx.loss is not None:
-                told["predicted_nats"] = asdict(ctx.loss.predicted(space.chosen, method == "planned"))
-            write_text(json.dumps({**cell(measured), **told}), path)
+            passkeys, pairs = recalled(session, asked.passkeys), recalled(session, asked.pairs)
+            told = {"kv_bytes": counted.kv_bytes, "passkeys": passkeys, "pairs": pairs}
+            write_text(json.dumps(told), self.results / "recall" / f"{name}.json")
 
-
-def cell(measured: Measured) -> dict[str, object]:
-    """One measurement as it is kept."""
-    return {"reached": True, "scores": [asdict(s) for s in measured.scores], "passkeys": list(measured.passkeys)}
-
-
-def report(results: Path, shares: Sequence[float], dense_bytes: int) -> str:
-    """The table, and for each method the paired interval of its loss above the planned one's."""
-    head = ["share", "method", "bytes", "counted/predicted", "KL nats", "predicted", "above planned", "passkey"]
-    rows = [head]
-    for share in shares:
-        ours: list[float] = []
-        for method in ("planned", *METHODS):
-            data = json.loads((results / f"{share:g}-{method}.json").read_text())
-            if not data["reached"]:
-                rows.append([f"{share:.2%}", method, "cannot reach", *[""] * 5])
-                continue
-            losses = [s["loss_nats"] for s in data["scores"]]
-            ours = losses if method == "planned" else ours
-            interval, above = mean_interval(losses), paired_interval(ours, losses)
-            rows.append(
-                [
-                    f"{share:.2%}",
-                    method,
-                    f"{data['kv_bytes'] / dense_bytes:.2%}",
-                    f"{data['kv_bytes'] / data['predicted_kv_bytes']:.4f}",
-                    f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]",
-                    f"{data['predicted_nats']['value']:.4f}",
-                    "" if method == "planned" else f"{above.value:.4f} [{above.low:.4f}, {above.high:.4f}]",
-                    f"{sum(data['passkeys'])}/{len(data['passkeys'])}",
-                ]
-            )
-    return "\n".join(table(rows))
+    def press(self, python: Path, shares: Sequence[float]) -> None:
+        """Run kvpress's presses on the same documents and prompts, and read their answers."""
+        asked = next(iter(self.exams.values()))
+        kinds = {"passkey": asked.passkeys, "pair": asked.pairs}
+        found: dict[str, Callable[[Sequence[int]], bool]] = {}
+        prompts: dict[str, tuple[Tokens, int]] = {}
+        for kind, keys in kinds.items():
+            for index, key in enumerate(keys):
+                prompts[f"{kind}-{index}"] = (key.prompt, key.question_tokens)
+                found[f"{kind}-{index}"] = key.found
+        text = shipped(CALIBRATION_TEXT)
+        order = Asked(
+            {f"{d}-{i}": (ids, self.tail) for d, each in self.exams.items() for i, ids in enumerate(each.documents)},
+            prompts,
+            shares,
+            len(self.prepared.context.spec.kv_sites),
+            ANSWER_TOKENS,
+            [text[i * PIECE_CHARACTERS : (i + 1) * PIECE_CHARACTERS] for i in range(PIECES)],
+        )
+        cells = self.results / "kvpress"
+        with TemporaryDirectory() as scratch:
+            self.prepared.weights.model.save_pretrained(scratch)
+            self.prepared.weights.tokenizer.save_pretrained(scratch)
+            work(python, order, Path(scratch), cells)
+        for name, tells in found.items():
+            told = json.loads((cells / f"{name}.json").read_text())
+            right = {press: tells(each["answer"]) for press, each in told.items()}
+            write_text(json.dumps(right), cells / f"{name}-found.json")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python benchmarks/llamacpp.py examples/smollm2.yaml --between-grid --results out/llamacpp
 
 For every preset: the types it really stores (rows that are no multiple of 256 have no K-quants), a plan of no more
-bytes that loses the least, and the smallest plan that is measured to lose no more than the preset. The cache is float16
-in all of them. A source that lies on a 4-bit grid keeps every number at 4 bits, which no preset can match: with
+bytes that loses the least, and the smallest plan that is measured to lose no more than the preset; both are to decode
+as fast, as predicted of this machine, for types differ in what they take to multiply with. The cache is float16 in all
+of them. A source that lies on a 4-bit grid keeps every number at 4 bits, which no preset can match: with
 --between-grid its numbers are first moved at random by up to half a step of their block, as they may have lain before
 they were rounded, and the dense model is the one moved. Every preset is kept in the results directory as it is done.
 """
@@ -24,7 +25,8 @@ from passes.assign import Assign
 from passes.legalise import Legalise
 from passes.prune_dominated import PruneDominated
 from passes.weight_bits import WeightBits
-from planner.compile.prepare import ANY_CPU, Prepared, opened, prepare
+from planner import cost
+from planner.compile.prepare import Prepared, opened, prepare
 from planner.config import load_request
 from planner.errors import Infeasible, PlannerError
 from planner.executor import Timing
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=4, help="documents of the verification text")
     parser.add_argument("--calibration", type=int, nargs=2, default=None, metavar=("DOCUMENTS", "DRAWS"))
     parser.add_argument("--between-grid", action="store_true", help="move the numbers off their source's grid first")
+    parser.add_argument("--target", default="local", help="machine that seconds are predicted for, as for compile")
     parser.add_argument("--results", type=Path, default=Path("out/llamacpp"))
     options = parser.parse_args()
     request = load_request(options.model)
@@ -69,7 +72,7 @@ def main() -> None:
     with ProgressLine() as progress:
         if options.between_grid:
             request = replace(request, source=moved(request, options.results / "moved"))
-        prepared = prepare(request, ANY_CPU, 0, progress, "llamacpp")
+        prepared = prepare(request, options.target, 0, progress, "llamacpp")
         lines = [["", "weights MB", "KL nats", "ms/token", "types"]]
         for preset in options.presets:
             kept = options.results / f"{preset}.json"
@@ -102,7 +105,9 @@ def cell(prepared: Prepared, preset: str, progress: ProgressLine) -> list[list[s
     whole = KvChoice(Full(), FLOAT16, FLOAT16, 0, HERE)
     theirs = setting(prepared, preset, whole, presets.types(preset, spec))
     size = bytes_of(prepared, theirs)
-    ours = solved(prepared, Goal("loss_nats", Limits(weight_bytes=size)), whole)
+    hardware = prepared.context.hardware
+    step_s = cost.total(theirs.chosen, spec, prepared.request.workload, hardware).decode_s * hardware.pessimism
+    ours = solved(prepared, Goal("loss_nats", Limits(weight_bytes=size, decode_s=step_s)), whole)
     plain = replace(whole, k=FLOAT32, v=FLOAT32)
     every = {tensor.name: WeightFormat(32) for tensor in spec.tensors}
     with Examiner(asked.without_recall, progress) as examiner:
@@ -113,7 +118,7 @@ def cell(prepared: Prepared, preset: str, progress: ProgressLine) -> list[list[s
             plans["planned, bytes"] = ours
             results["planned, bytes"] = examiner.take("planned", open_(ours))
         small = smallest(
-            prepared, results[preset].loss.value, whole, lambda plan: examiner.take("for the loss", open_(plan))
+            prepared, results[preset].loss.value, step_s, whole, lambda plan: examiner.take("for the loss", open_(plan))
         )
         if small is not None:
             plans["planned, loss"], results["planned, loss"] = small
@@ -123,12 +128,14 @@ def cell(prepared: Prepared, preset: str, progress: ProgressLine) -> list[list[s
 
 
 def smallest(
-    prepared: Prepared, nats: float, whole: KvChoice, take: Callable[[Plan], Measured]
+    prepared: Prepared, nats: float, step_s: float, whole: KvChoice, take: Callable[[Plan], Measured]
 ) -> tuple[Plan, Measured] | None:
-    """The plan of fewest bytes that is measured to lose no more; prices are scaled until it does, a few times."""
+    """The plan of fewest bytes that is predicted to be as quick and measured to lose no more; prices are scaled till it
+    does, a few times."""
     limit = nats / AIMED_SHARE  # the solver aims at that share of a limit, and here the loss is to be the same
     for _ in range(TRIES):
-        plan = solved(prepared, Goal("weight_bytes", Limits(loss_nats=limit)), whole) if nats > 0 else None
+        goal = Goal("weight_bytes", Limits(loss_nats=limit, decode_s=step_s))
+        plan = solved(prepared, goal, whole) if nats > 0 else None
         if plan is None:
             return None
         measured = take(plan)

@@ -40,7 +40,7 @@ from planner.prices import AIMED_SHARE
 from planner.progress import ProgressLine
 from planner.request import Request
 from planner.source import Source
-from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, Site, WeightChoice, WeightFormat, WeightSite
+from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, KvSite, Site, WeightChoice, WeightFormat, WeightSite
 from planner.verify import Examiner, Measured, quartiles, race
 from profiles.weights import CheckpointWeights
 
@@ -156,8 +156,10 @@ def setting(prepared: Prepared, name: str, whole: KvChoice, forms: Mapping[str, 
 def solved(prepared: Prepared, goal: Goal, whole: KvChoice) -> Plan | None:
     """The plan of weights that the solver finds for a goal; None where none keeps its limits."""
     ctx = replace(prepared.context, goal=goal)
+    start = dense(ctx)
+    cached = {site: (whole,) if isinstance(site, KvSite) else own for site, own in start.candidates.items()}
     try:
-        space, _ = run(STEPS, dense(ctx), ctx)
+        space, _ = run(STEPS, replace(start, candidates=cached), ctx)
     except Infeasible:
         return None
     forms = {s.tensor: c.format for s, c in space.chosen.items() if isinstance(s, WeightSite)}  # type: ignore[union-attr]

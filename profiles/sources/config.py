@@ -1,13 +1,13 @@
 """A transformers config read as untrusted text: sane JSON of a family that can be handled, or a line saying why not."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.errors import InputError
 from profiles.sources.checkpoint import Checkpoint
+from profiles.sources.told import one_line, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -131,28 +131,3 @@ def _check_numbers(data: Mapping[str, object], where: str) -> None:
 
 def _known() -> str:
     return ", ".join(FAMILIES)
-
-
-def one_line(text: object) -> str:
-    """An error's or a file's text in one line that cannot steer a terminal.
-
-    >>> one_line(ValueError("two\\n  lines\\x1b[2J"))
-    'two lines[2J'
-    """
-    return " ".join("".join(c for c in str(text) if c.isprintable() or c.isspace()).split()) or type(text).__name__
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without warnings and progress bars on stderr, as it was before afterwards."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

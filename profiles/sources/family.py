@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from planner.errors import InputError
 from planner.spec import LayerSpec, ModelSpec, TensorSpec
-from profiles.sources.config import one_line, quiet
+from profiles.sources.told import one_line, quiet
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,9 +8,10 @@ from planner.errors import InputError
 from planner.spec import ModelSpec
 from profiles.sources.blocks import GRIDS, on_grid
 from profiles.sources.checkpoint import Checkpoint, StoredTensor
-from profiles.sources.config import config_text, one_line, parse_config
+from profiles.sources.config import config_text, parse_config
 from profiles.sources.digest import sha256_of
 from profiles.sources.gguf_header import GgufHeader, read_header
+from profiles.sources.told import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from planner.errors import InputError
 from profiles.sources.checkpoint import Checkpoint
-from profiles.sources.config import config_text, one_line, parse_config, read_json
+from profiles.sources.config import config_text, parse_config, read_json
 from profiles.sources.digest import sha256_of
+from profiles.sources.told import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

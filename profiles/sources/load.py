@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, cast
 from planner.errors import InputError
 from profiles.sources.blocks import dequantised
 from profiles.sources.checkpoint import Checkpoint
-from profiles.sources.config import one_line, parse_config, quiet
+from profiles.sources.config import parse_config
 from profiles.sources.family import skeleton
 from profiles.sources.onnx import read_parameters
+from profiles.sources.told import one_line, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from planner.errors import InputError
 from profiles.sources.checkpoint import Checkpoint
-from profiles.sources.config import config_text, one_line, parse_config, read_json
+from profiles.sources.config import config_text, parse_config, read_json
 from profiles.sources.digest import sha256_of
 from profiles.sources.huggingface import CONFIG, licence_of
+from profiles.sources.told import one_line
 
 if TYPE_CHECKING:
     import onnx

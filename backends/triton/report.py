@@ -48,14 +48,16 @@ def ptxas_report(text: str) -> tuple[int, int, int]:
 def amdgcn_report(text: str) -> tuple[int, int, int]:
     """(vector registers, bytes spilled, bytes of static shared memory) by the metadata of AMD's assembly.
 
-    `.vgpr_count` counts accumulation registers too, where a kernel has some: the two share one file on CDNA.
+    `.vgpr_count` counts accumulation registers too, where a kernel has some: the two share one file on CDNA. Scalar
+    registers are spilled to lanes of vector registers, not to memory; what does go to memory is in the private segment.
 
     >>> amdgcn_report('''    .agpr_count:     4
     ...     .group_segment_fixed_size: 0
-    ...     .sgpr_spill_count: 0
+    ...     .private_segment_fixed_size: 12
+    ...     .sgpr_spill_count: 11
     ...     .vgpr_count:     132
     ...     .vgpr_spill_count: 2''')
-    (132, 8, 0)
+    (132, 12, 0)
     """
 
     def number(name: str) -> int:
@@ -64,5 +66,5 @@ def amdgcn_report(text: str) -> tuple[int, int, int]:
             raise ValueError(f"the assembly names no .{name}")
         return int(found[1])
 
-    spilled = number("vgpr_spill_count") + number("sgpr_spill_count")
-    return number("vgpr_count"), 4 * spilled, number("group_segment_fixed_size")
+    spilled = max(4 * number("vgpr_spill_count"), number("private_segment_fixed_size"))
+    return number("vgpr_count"), spilled, number("group_segment_fixed_size")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from backends.kernels.contract import Launch, Variant
     from backends.triton.binary import Binary
 
-LAYOUT = 1
+LAYOUT = 2
 """Counted up when what is kept changes, or the rules by which a kernel is dropped."""
 
 

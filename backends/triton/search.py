@@ -165,16 +165,20 @@ class Search:
         check_compiler()
         found = {each: kept for each in dict.fromkeys(uses) if (kept := self._kept(each)) is not None}
         left = [each for each in dict.fromkeys(uses) if each not in found]
-        lost = {each: gone for each, kept in shared(found).items() if (gone := self._gone(kept))}
-        if not left and not lost:
-            return shared(found)
-        with Crew(COMPILER) as crew:
-            spaces = self._spaces(crew, [*left, *lost], progress)
-            self._compile(crew, spaces, lost, progress)
-        for each in left:
-            found[each] = self._ranked(each, spaces[each])
-            write_text(dump_json(found[each]), self._path(each))
-        return shared({each: found[each] for each in dict.fromkeys(uses)})
+        if left:
+            with Crew(COMPILER) as crew:
+                spaces = self._spaces(crew, left, progress)
+                self._compile(crew, spaces, {}, progress)
+            for each in left:
+                found[each] = self._ranked(each, spaces[each])
+                write_text(dump_json(found[each]), self._path(each))
+        # Only now: which variants are shared depends on all uses together.
+        chosen = shared({each: found[each] for each in dict.fromkeys(uses)})
+        lost = {each: gone for each, kept in chosen.items() if (gone := self._gone(kept))}
+        if lost:
+            with Crew(COMPILER) as crew:
+                self._compile(crew, self._spaces(crew, list(lost), progress), lost, progress)
+        return chosen
 
     def _gone(self, found: FoundKernel) -> frozenset[str]:
         """Keys of the best variant whose binaries are not in the store."""
@@ -281,23 +285,23 @@ def shared(found: Mapping[Use, FoundKernel]) -> dict[Use, FoundKernel]:
 
     A kernel that serves many layers is compiled and loaded once.
     """
-    wishes = {
-        each: {  # of variants that are the same kernel the best predicted, which is last here
-            variant.keys: variant
-            for variant in reversed(kernel.kept)
-            if variant.predicted_s <= ALIKE * best.predicted_s
-        }
-        for each, kernel in found.items()
-        for best in kernel.kept[:1]
-    }
-    left, result = dict(wishes), dict(found)
+    left, result = {each: _alike(kernel) for each, kernel in found.items() if kernel.kept}, dict(found)
     while left:
         wanted = Counter(keys for variants in left.values() for keys in variants)
-        keys = max(wanted, key=wanted.__getitem__)  # of equals the first, so it is the same each time
+        keys = max(wanted, key=wanted.__getitem__)  # of equals the first: the better predicted, and the same each time
         for each in [each for each, variants in left.items() if keys in variants]:
             first, kernel = left.pop(each)[keys], found[each]
             result[each] = replace(kernel, kept=(first, *(other for other in kernel.kept if other is not first)))
     return result if len(_chosen(result)) < len(_chosen(found)) else dict(found)  # greedy covers can be larger
+
+
+def _alike(kernel: FoundKernel) -> dict[tuple[str, ...], KeptVariant]:
+    """Variants predicted as good as the best, by what they are compiled to; of the same kernel the best predicted."""
+    found: dict[tuple[str, ...], KeptVariant] = {}
+    for variant in kernel.kept:
+        if variant.predicted_s <= ALIKE * kernel.kept[0].predicted_s:
+            found.setdefault(variant.keys, variant)
+    return found
 
 
 def _chosen(found: Mapping[Use, FoundKernel]) -> set[str]:

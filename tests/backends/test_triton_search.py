@@ -106,6 +106,15 @@ def test_where_binaries_are_gone_only_the_best_are_compiled_again(
     assert moved.run([SQUARE], silent)[SQUARE] == found
     best = {launch.key for launch in found.kept[0].launches}
     assert {path.stem for path in moved.store.directory.rglob("*.json")} == best
+    # Beside another use the same may take another variant, whose binary is not there either.
+    wide = use("product", {"rows": 256, "inner": 512, "cols": 640})
+    together = moved.run([SQUARE, wide], silent)
+    assert {each: kernel_binaries(moved, kernel) for each, kernel in together.items()} == {SQUARE: True, wide: True}
+
+
+def kernel_binaries(search: Search, kernel: FoundKernel) -> bool:
+    """Whether all binaries of the best variant are in the store."""
+    return all(search.store.binary(key) is not None for key in kernel.kept[0].keys)
 
 
 KEPT = st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(1.0, 1.2)), min_size=1, max_size=4)

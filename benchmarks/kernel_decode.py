@@ -52,8 +52,7 @@ def main() -> int:
     for name in ("torch", "kernels"):
         model = plain
         if name == "kernels":
-            device, chunk = torch.device("cpu"), options.chunk_tokens
-            model = on_device(plain, device, torch.float32, chunk, options.products)
+            model = on_device(plain, torch.device("cpu"), torch.float32, options.products)
         began, said, seen = time.perf_counter(), list[int](), list[torch.Tensor]()
         cache = model.cache(1, context)
         logits = model.prefill(cache, [prompt], options.chunk_tokens)

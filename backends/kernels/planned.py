@@ -69,10 +69,6 @@ class Tuned(Generic[T]):
         best = self.best or next(iter(self.variants), None)
         return self.launcher(*args, variant=best, **named)
 
-    def first(self, tile: str, otherwise: int) -> int:
-        """A tile size of the best predicted variant, or what stands in where none were kept."""
-        return self.variants[0].tile(tile) if self.variants else otherwise
-
     def _milliseconds(self, variant: Variant, args: tuple[object, ...], named: dict[str, object]) -> float:
         return do_bench(lambda: self.launcher(*args, variant=variant, **named), warmup=5, rep=20)
 

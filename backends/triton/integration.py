@@ -10,7 +10,7 @@ Variants are those the plan was compiled with, the fastest of them once they ran
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +21,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from backends.kernels import ragged
-from backends.kernels.decode_attention import decode_attention
+from backends.kernels.contract import Variant
+from backends.kernels.decode_attention import DEFAULT, decode_attention
 from backends.kernels.dequant_matmul import dequant_matmul, multiplies
 from backends.kernels.kv_append import FIELDS, kv_append
 from backends.kernels.planned import Tuned, tuned
@@ -31,7 +32,6 @@ from backends.transformers import runner
 from backends.transformers.runner import ClassCache, Code, PlannedCache, PlannedModel
 
 ATTENTION = "planned-kernels"
-CHUNK_TOKENS = 256
 FEW_ROWS = 64
 """Rows of a product up to which variants for decoding are the better ones."""
 
@@ -49,31 +49,33 @@ def multiprocessors(device: torch.device) -> int:
 # --- caches ---------------------------------------------------------------------------------------
 
 
-def pooled(caches: Sequence[ClassCache], part: str, spare: int) -> Stored:
-    """The keys ("k"), or values, of classes that are stored at the same bits, moved into one pool that they view.
-
-    `spare` rows follow theirs, for the tokens of a chunk that a ring cannot hold beside what the chunk still sees.
-    """
+def pooled(caches: Sequence[ClassCache], part: str) -> Stored:
+    """The keys ("k"), or values, of classes that are stored at the same bits, moved into one pool that they view."""
     codes = [cast(Code, getattr(cache, f"{part}_code")) for cache in caches]
     stores = [cast(tuple[Tensor, ...], getattr(cache, part)) for cache in caches]
     sinks = [cast(Tensor, getattr(cache, f"sink_{part}")) for cache in caches]
-    pools = [_pool(list(tensors), spare) for tensors in zip(*stores, strict=True)]
-    sink_pool, sink_views = _pool(sinks, 1)  # never empty
+    pools = [_pool(list(tensors)) for tensors in zip(*stores, strict=True)]
+    sink_pool, sink_views = _pool(sinks)
     for i, cache in enumerate(caches):
         setattr(cache, part, tuple(views[i] for _, views in pools))
         setattr(cache, f"sink_{part}", sink_views[i])
-    code, low = codes[0], pools[0][0]
+    code, rows = codes[0], pools[0][0]
     if code.is_float:
-        return Stored(code.bits, low, None, None, sink_pool, None, None)
-    high = low[:, low.shape[1] * 2 // 3 :] if code.bits == 3 else None  # the low part of a row is two thirds of it
+        return Stored(code.bits, rows, None, None, sink_pool, None, None)
     mean, scale = (torch.cat([getattr(each, name)[:, 0] for each in codes]).half() for name in ("mean", "scale"))
-    return Stored(code.bits, low, high, pools[1][0][:, 0], sink_pool, mean if part == "k" else None, scale)
+    norms = pools[1][0][:, 0]
+    return Stored(code.bits, rows, _high(code.bits, rows), norms, sink_pool, mean if part == "k" else None, scale)
 
 
-def _pool(tensors: list[Tensor], spare: int) -> tuple[Tensor, list[Tensor]]:
+def _high(bits: int, rows: Tensor) -> Tensor | None:
+    """The last bit of 3-bit codes, which lies in the last third of their rows; None of others."""
+    return rows[:, rows.shape[1] * 2 // 3 :] if bits == 3 else None
+
+
+def _pool(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Rows of tensors [batch, heads, slots, n] one after another [rows, n], and views of it that replace them."""
     rows = [each.flatten(0, 2) for each in tensors]
-    pool = torch.cat([*rows, rows[0].new_zeros(spare, rows[0].shape[1])])
+    pool = torch.cat([*rows, rows[0].new_zeros(1, rows[0].shape[1])])  # a row more: a pool is never empty
     views, start = [], 0
     for each, flat in zip(tensors, rows, strict=True):
         views.append(pool[start : start + len(flat)].view(each.shape))
@@ -81,32 +83,42 @@ def _pool(tensors: list[Tensor], spare: int) -> tuple[Tensor, list[Tensor]]:
     return pool, views
 
 
+def longer(store: Stored, spare: int) -> Stored:
+    """A copy of a pool's slots with so many rows more; sinks and factors are the same tensors."""
+
+    def more(rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows.new_zeros(spare, *rows.shape[1:])])
+
+    low = more(store.low)
+    return replace(
+        store, low=low, high=_high(store.bits, low), norms=None if store.norms is None else more(store.norms)
+    )
+
+
 @dataclass(frozen=True)
 class Pool:
     """The heads of one layer that are stored at the same bits.
 
     heads          KV heads of the layer, in the order of the pool's pairs in each sequence
-    k, v           their slots, and behind them `chunk` spare ones for each pair
+    k, v           their slots
     regions        [batch * heads, FIELDS] int32, as `kv_append` has them
-    spare          first spare row of each pair [batch * heads]
     sink_weight    slots that a protected one weighs; 0 where no head has any
-    programs       that share the slots of a step
+    grains         of its full slots, which a step's programs share
     """
 
     heads: list[int]
     k: Stored
     v: Stored
     regions: Tensor
-    spare: Tensor
     sink_weight: int
-    programs: int
+    grains: int
     decode: Tuned[Tensor]
     prefill: Tuned[Tensor]
     append: Tuned[None]
     append_chunk: Tuned[None]
 
     @classmethod
-    def of(cls, caches: Sequence[ClassCache], layer: int, batch: int, chunk: int) -> "Pool":
+    def of(cls, caches: Sequence[ClassCache], layer: int, batch: int) -> "Pool":
         """One pool for some classes of a layer, which view it from now on."""
         heads = [head for cache in caches for head in cache.heads]
         regions: list[list[list[int]]] = [[] for _ in range(batch)]
@@ -119,72 +131,81 @@ class Pool:
                     region = [row + at * slots, slots, sink_row + at * sinks, sinks, static + i, head]
                     regions[sequence].append(region + [0] * (FIELDS - len(region)))
             row, sink_row, static = row + batch * count * slots, sink_row + batch * count * sinks, static + count
-        pairs = batch * len(heads)
-        k, v = (pooled(caches, part, pairs * chunk) for part in ("k", "v"))
+        k, v = pooled(caches, "k"), pooled(caches, "v")
         dim = caches[0].k_code.head_dim
         float_bytes = sum(store.sinks.shape[1] * store.sinks.element_size() for store in (k, v))
         weight = ragged.sink_weight(float_bytes, row_bytes(k.bits, dim) + row_bytes(v.bits, dim))
         weight = weight if sink_row else 0
         flat = torch.tensor([region for each in regions for region in each], dtype=torch.int32)
         # Counted over full caches and once: a step does not wait for the device to tell how full they are.
-        most = int(ragged.grains(flat[:, 3], flat[:, 1], weight).sum())
+        grains = int(ragged.grains(flat[:, 3], flat[:, 1], weight).sum())
         serves = f"layer {layer} kv heads {', '.join(map(str, sorted(heads)))}"
-        decode = tuned("decode_attention", "decode", serves, decode_attention)
-        resident = decode.first("RESIDENT", 2) * multiprocessors(flat.device)
-        programs = ragged.program_count(most, resident, decode.first("LEAST_SLOTS", 512))
+        decode = tuned("decode_attention", "decode", serves, shared_attention)
         prefill = tuned("prefill_attention", "prefill", serves, prefill_attention)
         append, append_chunk = (tuned("kv_append", phase, serves, kv_append) for phase in ("decode", "prefill"))
-        spare = row + torch.arange(pairs) * chunk
-        return cls(heads, k, v, flat, spare, weight, programs, decode, prefill, append, append_chunk)
+        return cls(heads, k, v, flat, weight, grains, decode, prefill, append, append_chunk)
 
     @property
     def most_sinks(self) -> int:
         """The most sinks of a head."""
         return int(self.regions[:, 3].max())
 
-    def work(self, tokens: Tensor) -> ragged.Schedule:
+    def work(self, tokens: Tensor, variant: Variant) -> ragged.Schedule:
         """The shares of a step after which each sequence has so many tokens [batch]."""
+        resident = variant.tile("RESIDENT") * multiprocessors(tokens.device)
+        programs = ragged.program_count(self.grains, resident, variant.tile("LEAST_SLOTS"))
         rows, rings, sink_rows, most_sinks, static = self.regions[:, :5].long().unbind(1)
         total = tokens.repeat_interleave(len(self.heads))
         sinks = torch.minimum(total, most_sinks)
         slots = torch.minimum((total - most_sinks).clamp(min=0), rings)
-        return ragged.schedule(sinks, slots, rows, sink_rows, static, self.sink_weight, self.programs)
+        return ragged.schedule(sinks, slots, rows, sink_rows, static, self.sink_weight, programs)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, new: Tensor, scale: float) -> Tensor:
         """Attention of at most one new token per sequence: q, and what is returned, [batch, heads, group, 1, dim]."""
         self.append(k, v, self.k, self.v, self.regions, seen.int(), new.int(), self.sink_weight > 0)
         queries = q.flatten(0, 1)[:, :, 0].contiguous()
-        made = self.decode(queries, self.k, self.v, self.work(seen + new), scale, self.sink_weight)
+        made = self.decode(self, queries, seen + new, scale)
         out: Tensor = made.unflatten(0, (len(q), -1))[:, :, :, None]
         return out
 
     def chunk(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, new: Tensor, scale: float) -> Tensor:
         """Attention of a chunk of new tokens: q, and what is returned, [batch, heads, group, tokens, dim].
 
-        A ring that has room for the chunk takes it at once. Else the chunk lies in spare rows until all of its queries
-        have seen what it pushes out.
+        Rings that have room for the chunk take it at once. Where one has not, the chunk goes behind a copy of the slots
+        that lives as long as this, and into the rings when all of its queries have seen what it pushes out.
         """
         rows, rings, sink_rows, sinks = self.regions[:, :4].unbind(1)
         before, count = (each.int().repeat_interleave(len(self.heads)) for each in (seen, new))
         fits = before + count - sinks <= rings
+        spare = len(self.k.low) + k.shape[2] * torch.arange(len(fits))
         first = self.regions.clone()
-        first[:, 0] = torch.where(fits, rows, self.spare)
+        first[:, 0] = torch.where(fits, rows, spare)
         first[:, 1] = torch.where(fits, rings, k.shape[2])
         first[:, 6] = torch.where(fits, 0, before - sinks)
-        has_sinks = self.sink_weight > 0
-        self.append_chunk(k, v, self.k, self.v, first, seen.int(), new.int(), has_sinks)
-        fresh = torch.where(fits, rows + before - sinks, self.spare)
+        all_fit, has_sinks = bool(fits.all()), self.sink_weight > 0
+        stores = [each if all_fit else longer(each, k.shape[2] * len(fits)) for each in (self.k, self.v)]
+        self.append_chunk(k, v, *stores, first, seen.int(), new.int(), has_sinks)
+        fresh = torch.where(fits, rows + before - sinks, spare)
         records = torch.stack([before, count, sinks, rings.clamp(min=1), rows, sink_rows, fresh], 1).int()
-        out = self.prefill(q, self.k, self.v, records.unflatten(0, (len(q), -1)), scale, self.most_sinks)
-        if not bool(fits.all()):
+        out = self.prefill(q, *stores, records.unflatten(0, (len(q), -1)), scale, self.most_sinks)
+        if not all_fit:
             self.append_chunk(k, v, self.k, self.v, self.regions, seen.int(), new.int(), has_sinks)
         return out
+
+
+def shared_attention(
+    pool: Pool, queries: Tensor, tokens: Tensor, scale: float, variant: Variant | None = None
+) -> Tensor:
+    """`decode_attention` over a pool, in as many shares as the variant takes: they are part of what is timed."""
+    chosen = DEFAULT if variant is None else variant
+    work = pool.work(tokens, chosen)
+    return decode_attention(queries, pool.k, pool.v, work, scale, pool.sink_weight, variant=chosen)
 
 
 class KernelCache(PlannedCache):
     """The runner's cache with its classes pooled."""
 
-    def __init__(self, plain: PlannedCache, chunk: int) -> None:
+    def __init__(self, plain: PlannedCache) -> None:
         self.context_tokens, self.seen, self.layers = plain.context_tokens, plain.seen, plain.layers
         self._valid, self._layouts = plain._valid, {}
         self.pools: list[list[Pool]] = []
@@ -192,7 +213,7 @@ class KernelCache(PlannedCache):
             alike: dict[tuple[int, int], list[ClassCache]] = {}
             for cache in layer:
                 alike.setdefault((cache.k_code.bits, cache.v_code.bits), []).append(cache)
-            self.pools.append([Pool.of(caches, index, len(self.seen), chunk) for caches in alike.values()])
+            self.pools.append([Pool.of(caches, index, len(self.seen)) for caches in alike.values()])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of new tokens, which are stored: q [batch, kv_heads, group, tokens, head_dim]."""
@@ -289,11 +310,9 @@ def products(packed: runner.Packed) -> bool:
 class KernelModel(PlannedModel):
     """A planned model on a device, on kernels; without `multiply` its attention alone."""
 
-    def __init__(
-        self, plain: PlannedModel, device: torch.device, dtype: torch.dtype, chunk_tokens: int, multiply: bool
-    ) -> None:
+    def __init__(self, plain: PlannedModel, device: torch.device, dtype: torch.dtype, multiply: bool) -> None:
         self.model, self.kinds = plain.model, plain.kinds
-        self.device, self.dtype, self.chunk_tokens = device, dtype, chunk_tokens
+        self.device, self.dtype = device, dtype
         convert(self.model, dtype, multiply)
         self.model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's own method
         for module in self.model.modules():
@@ -306,16 +325,11 @@ class KernelModel(PlannedModel):
 
     def cache(self, batch: int, context_tokens: int) -> KernelCache:
         with self.device:
-            return KernelCache(super().cache(batch, context_tokens), min(self.chunk_tokens, context_tokens))
+            return KernelCache(super().cache(batch, context_tokens))
 
     def step(self, cache: PlannedCache, ids: Tensor, valid: Tensor | None = None) -> Tensor:
-        """As the runner's; what is longer than a chunk comes in chunks, which changes nothing that is seen."""
-        parts, size = [], min(self.chunk_tokens, cache.context_tokens)
         with self.device:
-            for start in range(0, ids.shape[1], size):
-                some = slice(start, start + size)
-                parts.append(super().step(cache, ids[:, some], None if valid is None else valid[:, some]))
-        return torch.cat(parts, 1).float()
+            return super().step(cache, ids, valid).float()
 
     def prefill(self, cache: PlannedCache, prompts: Sequence[Sequence[int]], chunk_tokens: int) -> Tensor:
         with self.device:
@@ -329,18 +343,17 @@ def on_device(
     plain: PlannedModel,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    chunk_tokens: int = CHUNK_TOKENS,
     multiply: bool = True,
 ) -> PlannedModel:
     """The model on kernels where the device runs them, else as it is: the physical torch path."""
-    return KernelModel(plain, device, dtype, chunk_tokens, multiply) if kernels_run(device) else plain
+    return KernelModel(plain, device, dtype, multiply) if kernels_run(device) else plain
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--chunk-tokens", type=int, default=CHUNK_TOKENS)
+    parser.add_argument("--chunk-tokens", type=int, default=256)
     parser.add_argument("--dtype", choices=("float16", "float32"), help="of all that is not stored coded; GPU: float16")
     parser.add_argument("--raw", action="store_true", help="do not wrap the prompt in the chat template")
     options = parser.parse_args()
@@ -353,7 +366,7 @@ def main() -> int:
                 " TRITON_INTERPRET=1 runs them in Triton's interpreter, some minutes a token"
             )
         chosen = options.dtype or ("float16" if device.type == "cuda" else "float32")
-        model = on_device(runner.load(here), device, getattr(torch, chosen), options.chunk_tokens)
+        model = on_device(runner.load(here), device, getattr(torch, chosen))
         with device:
             pieces = (options.prompt, options.max_new_tokens, options.chunk_tokens, options.raw)
             for piece in runner.answer(model, here, *pieces):

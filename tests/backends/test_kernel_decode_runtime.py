@@ -29,9 +29,9 @@ def told(form, other, weights, dtype):
     prompts, lines = [tokens_of(14), tokens_of(26, seed=1)], []
     for kernels in (False, True):
         model = llama.open(plan)
-        model = on_device(model, torch.device("cpu"), dtype, 8) if kernels else model
+        model = on_device(model, torch.device("cpu"), dtype) if kernels else model
         cache = model.cache(2, 32)
-        logits = model.prefill(cache, prompts, 16)  # twice what rings have spare rows for, and more than one ring holds
+        logits = model.prefill(cache, prompts, 16)  # more than one ring holds
         tokens, rows = [], []
         for _ in range(3):
             tokens.append(logits.argmax(-1).tolist())

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backends.artefacts import json_bytes, opening, refusals
+from backends.artefacts import beside_runner, json_bytes, opening, refusals
 from backends.transformers import layout, runner
 from backends.transformers.grouped import dequantise, quantise
 from planner.executor import Artifact, Capabilities, KvStatics, Timing, Weights
@@ -156,15 +156,6 @@ class TransformersExecutor:
             matrix = matrix.half().float()
         read: NDArray[np.float32] = matrix.numpy()
         return read
-
-
-def beside_runner(source: str) -> bytes:
-    """A module's source for an artefact directory, where runner.py lies beside it and this project does not.
-
-    >>> beside_runner("from backends.transformers.runner import load")
-    b'from runner import load'
-    """
-    return source.replace("from backends.transformers.runner import", "from runner import").encode()
 
 
 def load(directory: Path) -> TransformersSession:

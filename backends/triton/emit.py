@@ -4,7 +4,7 @@ kernels/*.py            as they are tested, importing torch and triton only
 kernels/layers.json     which kernel at which shape serves what, with the variants kept, best first
 kernels/resources.json  registers, spills, shared memory and occupancy of every launch kept; what was dropped, why
 kernels/CHIP/           the binary and the assembly of every launch of the best variants
-run_kernels.py          beside runner.py: the planned model on these kernels
+run_kernels.py          beside runner.py: the planned model on these kernels, by integration.py
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from importlib.metadata import version
 from json import loads
 from pathlib import Path
 
-from backends.artefacts import json_bytes
+from backends.artefacts import beside_runner, json_bytes
 from backends.triton.chips import chip
 from backends.triton.search import FoundKernel, KeptLaunch, Search, Use
 from backends.triton.uses import PlannedUse
@@ -22,7 +22,7 @@ from planner.executor import Artifact
 
 FOLDER = "kernels"
 RUN = "run_kernels.py"
-INTEGRATION = Path(__file__).with_name("integration.py")
+RUNNING = tuple(Path(__file__).with_name(name) for name in (RUN, "integration.py"))
 ENDINGS = {"cuda": ("cubin", "ptx"), "hip": ("hsaco", "amdgcn")}
 NAMED = 16
 """Digits of a compilation's key in the names of its files."""
@@ -45,11 +45,9 @@ def kernel_files(search: Search, uses: Sequence[PlannedUse], found: Mapping[Use,
     )
 
 
-def run_file() -> Artifact:
+def run_files() -> tuple[Artifact, ...]:
     """What runs the planned model on the kernels beside it, where the transformers runner's files are too."""
-    source = INTEGRATION.read_text(encoding="utf-8").replace("from backends.kernels", "from kernels")
-    source = source.replace("from backends.transformers import runner", "import runner")
-    return Artifact(RUN, source.replace("from backends.transformers.runner", "from runner").encode())
+    return tuple(Artifact(path.name, beside_runner(path.read_text(encoding="utf-8"))) for path in RUNNING)
 
 
 def summary(found: Mapping[Use, FoundKernel]) -> tuple[str, ...]:

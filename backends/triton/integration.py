@@ -1,17 +1,14 @@
-"""Run a planned model with its kernels: `python run_kernels.py --prompt "..."`.
+"""The transformers runtime on kernels: its attention, prompts and decode steps, and its packed products.
 
-This file is copied as it is, but for the names of its imports, into an artefact directory for a GPU, beside runner.py
-and kernels/. The caches are those of the runner, byte for byte, in one pool for all heads of a layer that are stored at
-the same bits. A step of one new token per sequence is one `kv_append` and one `decode_attention` for each pool, a chunk
-of a prompt one or two `kv_append` and one `prefill_attention`; packed matrices are multiplied by `dequant_matmul`.
-Variants are those the plan was compiled with, the fastest of them once they ran on a GPU.
+The caches are those of the runner, byte for byte, in one pool for all heads of a layer that are stored at the same
+bits. A step of one new token per sequence is one `kv_append` and one `decode_attention` for each pool, a chunk of a
+prompt one or two `kv_append` and one `prefill_attention`; packed matrices are multiplied by `dequant_matmul`. Variants
+are those the plan was compiled with, the fastest of them once they ran on a GPU. This file is copied into artefacts as
+it is, but for the names of its imports.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -347,36 +344,3 @@ def on_device(
 ) -> PlannedModel:
     """The model on kernels where the device runs them, else as it is: the physical torch path."""
     return KernelModel(plain, device, dtype, multiply) if kernels_run(device) else plain
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--chunk-tokens", type=int, default=256)
-    parser.add_argument("--dtype", choices=("float16", "float32"), help="of all that is not stored coded; GPU: float16")
-    parser.add_argument("--raw", action="store_true", help="do not wrap the prompt in the chat template")
-    options = parser.parse_args()
-    here = Path(__file__).resolve().parent
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        if not kernels_run(device):
-            raise runner.ArtefactError(
-                "no GPU was found, and these kernels need one: runner.py runs the same plan without them;"
-                " TRITON_INTERPRET=1 runs them in Triton's interpreter, some minutes a token"
-            )
-        chosen = options.dtype or ("float16" if device.type == "cuda" else "float32")
-        model = on_device(runner.load(here), device, getattr(torch, chosen))
-        with device:
-            pieces = (options.prompt, options.max_new_tokens, options.chunk_tokens, options.raw)
-            for piece in runner.answer(model, here, *pieces):
-                print(piece, end="", flush=True)
-    except runner.ArtefactError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    print()
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

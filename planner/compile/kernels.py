@@ -25,7 +25,7 @@ def plan_kernels(prepared: Prepared, plan: Plan, progress: Progress) -> PlanKern
     hardware = prepared.context.hardware
     if hardware.kind != "gpu" or prepared.context.capabilities.runtime not in RUNTIMES:
         return PlanKernels()
-    from backends.triton.emit import kernel_files, run_file, summary
+    from backends.triton.emit import kernel_files, run_files, summary
     from backends.triton.predicted import gpu
     from backends.triton.search import Search, check_compiler
     from backends.triton.uses import planned_uses
@@ -38,5 +38,5 @@ def plan_kernels(prepared: Prepared, plan: Plan, progress: Progress) -> PlanKern
     uses = planned_uses(plan, prepared.checkpoint.spec, target.multiprocessors)
     search = Search(target, cache_directory() / "kernels")
     found = search.run([each.use for each in uses], progress)
-    runs = (run_file(),) if prepared.context.capabilities.runtime == "transformers" else ()
+    runs = run_files() if prepared.context.capabilities.runtime == "transformers" else ()
     return PlanKernels((*kernel_files(search, uses, found), *runs), summary(found))

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from backends.triton.emit import RUN, run_file
+from backends.triton.emit import RUN, run_files
 from backends.triton.sources import KERNELS
 from planner import artefact
 from planner.executor import Artifact
@@ -64,7 +64,7 @@ def test_an_artefact_runs_on_its_kernels_without_this_project(tiny_llama: Path, 
     window, full = choice(Window(8), rotated(4)), choice(Full(), FLOAT32)
     plan = llama.plan(lambda site: window if site.kv_head else full, lambda _: grouped(4))
     kernels = [Artifact(f"kernels/{path.name}", path) for path in KERNELS.glob("*.py")]
-    files = [*llama.executor.emit(plan, llama.spec), *kernels, run_file()]
+    files = [*llama.executor.emit(plan, llama.spec), *kernels, *run_files()]
     out = tmp_path / "out"
     artefact.write(out, files, artefact.Header("transformers", "1", "0" * 64, "test"))
     asked = ["--prompt", "Good morning.", "--max-new-tokens", "4", "--raw"]
@@ -79,6 +79,14 @@ def test_an_artefact_runs_on_its_kernels_without_this_project(tiny_llama: Path, 
     assert fast.stdout == plain.stdout and plain.stdout.strip()
     refused = said(RUN, TRITON_INTERPRET="0")
     assert refused.returncode == 1 and "runner.py runs the same plan" in refused.stderr
+    (out / "kernels" / "rotated.py").write_text("what is this")
+    damaged = said(RUN)
+    assert (damaged.returncode, damaged.stdout) == (1, "")
+    assert (
+        damaged.stderr.startswith("Error: ")
+        and "rotated.py: differs" in damaged.stderr
+        and damaged.stderr.count("\n") == 1
+    )
 
 
 OPERATORS = """

@@ -18,7 +18,7 @@ from . import ragged
 from .contract import Check, Launch, Variant
 from .decode_tiles import decode_kernel, merge_kernel
 from .ragged import FIELDS, GRAIN, Schedule
-from .rotated import Stored, empty, row_bytes, strides_of
+from .rotated import Stored, empty, hostile_norms, row_bytes, strides_of
 
 MERGE_TILE = 16
 
@@ -290,9 +290,7 @@ def inputs(shape: Shape, dtype: torch.dtype, seed: int) -> tuple[Tensor, Stored,
             return Stored(bits, low.copy_(random(rows, dim)), None, None, sinks, None, None)
         for plane in (low, high):
             plane.copy_(torch.randint(0, 256, plane.shape, generator=generator, dtype=torch.uint8))
-        size = torch.rand(rows, generator=generator) + 0.5
-        size[::11], size[5::29] = 0.0, 4.0
-        norms.copy_(size / (74 if bits == 8 else 1))  # uniform codes have a root mean square of 74
+        norms.copy_(hostile_norms(bits, rows, generator))
         mean, scale = random(shape.heads, dim).half() if keys else None, (random(shape.heads, dim) * 0.3).exp().half()
         return Stored(bits, low, high if bits == 3 else None, norms, sinks, mean, scale)
 

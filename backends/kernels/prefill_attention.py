@@ -24,7 +24,7 @@ from torch import Tensor
 from .contract import Check, Launch, Variant
 from .operators import store_of
 from .prefill_tiles import FIELDS, prefill_kernel
-from .rotated import Stored, rotation, row_bytes
+from .rotated import Stored, hostile_norms, rotation, row_bytes
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 
@@ -298,19 +298,18 @@ def hostile() -> tuple[Shape, ...]:
 def example(
     bits: int, rows: int, sink_rows: int, shape: Shape, dtype: torch.dtype, made: torch.Generator | None
 ) -> Stored:
-    """Random storage: every code equally likely, one norm of a hundred tenfold."""
+    """Random storage: every code equally likely, norms that are 0 and outliers among them."""
     dim, heads, none = shape.head_dim, len(shape.sinks), None
     if bits >= 16:
         numbers, sinks = (torch.randn(n, dim, generator=made).to(dtype) for n in (rows, sink_rows))
         return Stored(bits, numbers, none, none, sinks, none, none)
     low = torch.randint(0, 256, (rows, dim * (bits - bits % 2) // 8), dtype=torch.uint8, generator=made)
     high = torch.randint(0, 256, (rows, dim // 8), dtype=torch.uint8, generator=made) if bits % 2 else none
-    norms = 0.5 + torch.rand(rows, generator=made)
-    norms = torch.where(torch.rand(rows, generator=made) < 0.01, norms * 10, norms) / (64 if bits == 8 else 1)
+    norms = hostile_norms(bits, rows, made)
     mean = torch.randn(heads, dim, generator=made)
     scale = 0.5 + torch.rand(heads, dim, generator=made)
     sinks = torch.randn(sink_rows, dim, generator=made).to(coded_type(dtype))
-    return Stored(bits, low, high, norms.half(), sinks, mean, scale)
+    return Stored(bits, low, high, norms, sinks, mean, scale)
 
 
 def records_of(shape: Shape) -> tuple[Tensor, int, int]:

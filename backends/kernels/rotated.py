@@ -152,6 +152,14 @@ def row_bytes(bits: int, dim: int) -> int:
     return dim * bits // 8 + (2 if bits < 16 else 0)
 
 
+def hostile_norms(bits: int, rows: int, made: torch.Generator | None) -> Tensor:
+    """Norms [rows] float16 that a check stores beside random codes: about 1 for what is coded, one in eleven of them 0
+    and one in 29 an outlier."""
+    size = torch.rand(rows, generator=made) + 0.5
+    size[::11], size[5::29] = 0.0, 4.0
+    return (size / (74 if bits == 8 else 1)).half()  # uniform codes have a root mean square of 74
+
+
 BOOK_2 = tl.constexpr(tuple(book(2, torch.float32).tolist()))
 BOOK_3 = tl.constexpr(tuple(book(3, torch.float32).tolist()))
 BOOK_4 = tl.constexpr(tuple(book(4, torch.float32).tolist()))

@@ -136,16 +136,30 @@ class Examiner(AbstractContextManager["Examiner"]):
         return self.take("dense model again", session, same=True)
 
     def take(self, name: str, session: Session, same: bool = False) -> Measured:
-        """Score one plan on every document and passkey; `same` when it is the dense model itself."""
-        scores = []
-        stage, of = f"verifying {name}", len(self.exam.documents) + 1
-        for index, (document, dense) in enumerate(zip(self.exam.documents, self._answers, strict=True)):
-            self.progress(stage, index, of)
+        """Score one plan on every document and hidden number; `same` when it is the dense model itself.
+
+        What is done is told in tokens read: documents and the prompts of hidden numbers differ in length.
+        """
+        scores, found, done = list[DocumentScore](), list[tuple[bool, ...]](), 0
+        stage, hidden = f"verifying {name}, tokens", (self.exam.passkeys, self.exam.pairs)
+        of = sum(0 if same else len(document) for document in self.exam.documents) + sum(map(tokens_of, hidden))
+        for document, dense in zip(self.exam.documents, self._answers, strict=True):
+            self.progress(stage, done, of)
             planned = dense if same else session.score(document, self.exam.first, self.exam.chunk_tokens)
             scores.append(compare(dense, planned, document[self.exam.first + 1 :]))
-        passkeys, pairs = (recalled(session, asked) for asked in (self.exam.passkeys, self.exam.pairs))
+            done += 0 if same else len(document)
+        for asked in hidden:
+            self.progress(stage, done, of)
+            found.append(recalled(session, asked))
+            done += tokens_of(asked)
         self.progress(stage, of, of)
+        passkeys, pairs = found
         return Measured(tuple(scores), passkeys, pairs=pairs)
+
+
+def tokens_of(asked: Sequence[Passkey]) -> int:
+    """Tokens of all prompts."""
+    return sum(len(key.prompt) for key in asked)
 
 
 def recalled(session: Session, asked: Sequence[Passkey]) -> tuple[bool, ...]:

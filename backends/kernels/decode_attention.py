@@ -68,7 +68,8 @@ class Shape:
     def programs(self, variant: Variant) -> int:
         """Programs that share the slots."""
         resident = self.multiprocessors * variant.tile("RESIDENT")
-        return ragged.program_count(self.grains, resident, variant.tile("LEAST_SLOTS"))
+        each = ragged.partial_slots(self.group, self.head_dim, self.slot_bytes)
+        return ragged.program_count(self.grains, len(self.slots), resident, variant.tile("LEAST_SLOTS"), each)
 
 
 def variants(shape: Shape) -> tuple[Variant, ...]:

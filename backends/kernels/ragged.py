@@ -8,12 +8,16 @@ are read whole by the program that has a pair's first grain.
 A pair is at most two partial segments of a program, its first and its last, so partial results need two places each.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 GRAIN = 16
+PARTIAL_SHARE = 0.04
+"""Of the bytes of a cache: what partial results of split pairs may take. A merge reads them after all else."""
+
 FIELDS = 8
 """Fields of a record: first grain, end grain, sinks, slots, row, sink row, query, head."""
 
@@ -49,15 +53,31 @@ def grains(sinks: Tensor, lengths: Tensor, weight: int) -> Tensor:
     return of.clamp(min=1)
 
 
-def program_count(total_grains: int, resident: int, least_slots: int) -> int:
-    """How many programs share so many grains: all that run at once, unless one would get fewer slots than pay.
+def partial_slots(group: int, head_dim: int, slot_bytes: int) -> int:
+    """How many slots must be read for each partial result, so that results are a small share of what is read.
 
-    As many as have equally much: none is started for what the rounding leaves over.
-
-    >>> program_count(1000, 100, 64), program_count(101, 100, 16), program_count(3, 100, 64)
-    (100, 51, 1)
+    >>> partial_slots(group=3, head_dim=64, slot_bytes=256), partial_slots(3, 64, 60)
+    (78, 330)
     """
-    programs = max(1, min(resident, total_grains * GRAIN // least_slots))
+    return math.ceil(group * (head_dim + 2) * 4 / (PARTIAL_SHARE * slot_bytes))
+
+
+def program_count(total_grains: int, pairs: int, resident: int, least_slots: int, slots_each: int) -> int:
+    """How many programs share so many grains: all that run at once, unless one would get fewer slots than pay, or
+    partial results would be more than one for `slots_each` slots.
+
+    As many as have equally much: none is started for what the rounding leaves over. Programs that end within a pair
+    leave two partial results each, or one each and one for every pair.
+
+    >>> program_count(1000, 1, 100, 64, 16), program_count(101, 1, 100, 16, 16), program_count(3, 1, 100, 64, 16)
+    (100, 51, 1)
+    >>> program_count(128, 1, 100, 64, 330), program_count(128, 8, 100, 64, 330)
+    (6, 4)
+    """
+    slots = total_grains * GRAIN
+    partials = slots // slots_each
+    most = max(partials // 2 + 1, partials - pairs + 1)
+    programs = max(1, min(resident, slots // least_slots, most))
     return -(-total_grains // -(-total_grains // programs))
 
 

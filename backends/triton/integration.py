@@ -99,6 +99,8 @@ class Pool:
     heads          KV heads of the layer, in the order of the pool's pairs in each sequence
     k, v           their slots
     regions        [batch * heads, FIELDS] int32, as `kv_append` has them
+    head_dim       of a vector
+    slot_bytes     of a key and a value
     sink_weight    slots that a protected one weighs; 0 where no head has any
     grains         of its full slots, which a step's programs share
     """
@@ -107,6 +109,8 @@ class Pool:
     k: Stored
     v: Stored
     regions: Tensor
+    head_dim: int
+    slot_bytes: int
     sink_weight: int
     grains: int
     decode: Tuned[Tensor]
@@ -131,7 +135,8 @@ class Pool:
         k, v = pooled(caches, "k"), pooled(caches, "v")
         dim = caches[0].k_code.head_dim
         float_bytes = sum(store.sinks.shape[1] * store.sinks.element_size() for store in (k, v))
-        weight = ragged.sink_weight(float_bytes, row_bytes(k.bits, dim) + row_bytes(v.bits, dim))
+        slot_bytes = row_bytes(k.bits, dim) + row_bytes(v.bits, dim)
+        weight = ragged.sink_weight(float_bytes, slot_bytes)
         weight = weight if sink_row else 0
         flat = torch.tensor([region for each in regions for region in each], dtype=torch.int32)
         # Counted over full caches and once: a step does not wait for the device to tell how full they are.
@@ -140,17 +145,18 @@ class Pool:
         decode = tuned("decode_attention", "decode", serves, shared_attention)
         prefill = tuned("prefill_attention", "prefill", serves, prefill_attention)
         append, append_chunk = (tuned("kv_append", phase, serves, kv_append) for phase in ("decode", "prefill"))
-        return cls(heads, k, v, flat, weight, grains, decode, prefill, append, append_chunk)
+        return cls(heads, k, v, flat, dim, slot_bytes, weight, grains, decode, prefill, append, append_chunk)
 
     @property
     def most_sinks(self) -> int:
         """The most sinks of a head."""
         return int(self.regions[:, 3].max())
 
-    def work(self, tokens: Tensor, variant: Variant) -> ragged.Schedule:
-        """The shares of a step after which each sequence has so many tokens [batch]."""
+    def work(self, tokens: Tensor, group: int, variant: Variant) -> ragged.Schedule:
+        """The shares of a step after which each sequence has so many tokens [batch], with so many queries of a head."""
         resident = variant.tile("RESIDENT") * multiprocessors(tokens.device)
-        programs = ragged.program_count(self.grains, resident, variant.tile("LEAST_SLOTS"))
+        each = ragged.partial_slots(group, self.head_dim, self.slot_bytes)
+        programs = ragged.program_count(self.grains, len(self.regions), resident, variant.tile("LEAST_SLOTS"), each)
         rows, rings, sink_rows, most_sinks, static = self.regions[:, :5].long().unbind(1)
         total = tokens.repeat_interleave(len(self.heads))
         sinks = torch.minimum(total, most_sinks)
@@ -195,7 +201,7 @@ def shared_attention(
 ) -> Tensor:
     """`decode_attention` over a pool, in as many shares as the variant takes: they are part of what is timed."""
     chosen = DEFAULT if variant is None else variant
-    work = pool.work(tokens, chosen)
+    work = pool.work(tokens, queries.shape[1], chosen)
     return decode_attention(queries, pool.k, pool.v, work, scale, pool.sink_weight, variant=chosen)
 
 

@@ -71,16 +71,39 @@ def coarse(shape: Shape) -> Variant:
 
 @pytest.mark.parametrize("context", [1024, 2048])
 @pytest.mark.parametrize("batch", [1, 16])
-def test_a_step_of_the_smollm2_plan_reads_little_more_than_it_says(context: int, batch: int) -> None:
+@pytest.mark.parametrize("shares", [(2, 512), (1, 1024), (4, 256), (2, 64)])
+def test_a_step_of_the_smollm2_plan_reads_little_more_than_it_says(
+    context: int, batch: int, shares: tuple[int, int]
+) -> None:
     """By what launches say they need, which the test above and the next one hold to what is counted."""
     needed = must = 0
     for layer in json.loads(SMOLLM2.read_text()):
         for (k_bits, v_bits), pairs in launched(layer, [context] * batch).items():
             sinks, slots = zip(*pairs, strict=True)
             shape = Shape(64, 3, k_bits, v_bits, len(pairs) // batch, sinks, slots)
-            needed += sum(launch.bytes_read for launch in decode_attention.launches(shape, coarse(shape)))
+            variant = next(v for v in decode_attention.variants(shape) if shares_of(v) == shares)
+            needed += sum(launch.bytes_read for launch in decode_attention.launches(shape, variant))
             must += decode_attention.cache_bytes(shape)
     assert must < needed < 1.05 * must
+
+
+def shares_of(variant: Variant) -> tuple[int, int]:
+    """How a variant splits the work."""
+    return variant.tile("RESIDENT"), variant.tile("LEAST_SLOTS")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    slots=st.lists(st.integers(1, 3000), min_size=1, max_size=12),
+    bits=st.sampled_from([2, 3, 4, 8, 16, 32]),
+    group=st.integers(1, 8),
+)
+def test_partial_results_are_a_small_share_of_the_cache(slots: list[int], bits: int, group: int) -> None:
+    shape = Shape(64, group, bits, bits, 1, (0,) * len(slots), tuple(slots))
+    for variant in decode_attention.variants(shape):
+        parts = decode_attention.split_parts(shape, shape.programs(variant))
+        held = shape.grains * GRAIN * shape.slot_bytes
+        assert parts * group * (64 + 2) * 4 <= ragged.PARTIAL_SHARE * held
 
 
 def launched(layer: Sequence[Sequence[int]], lengths: Sequence[int]) -> dict[tuple[int, int], list[tuple[int, int]]]:
@@ -126,11 +149,11 @@ def test_every_slot_is_in_one_share(pairs: list[tuple[int, int]], programs: int,
     assert of == [max(1, -(-s * weight // GRAIN) + -(-n // GRAIN)) for s, n in pairs]
 
 
-def even(pairs: Sequence[tuple[int, int]], weight: int, resident: int) -> float:
+def even(pairs: Sequence[tuple[int, int]], weight: int, resident: int, slots_each: int) -> float:
     """Largest over mean share of a launch over (sinks, slots) pairs."""
     sinks, slots = (torch.tensor(each) for each in zip(*pairs, strict=True))
     none = torch.zeros_like(sinks)
-    programs = program_count(int(ragged.grains(sinks, slots, weight).sum()), resident, 512)
+    programs = program_count(int(ragged.grains(sinks, slots, weight).sum()), len(pairs), resident, 512, slots_each)
     return balance(schedule(sinks, slots, none, none, none, weight, programs))
 
 
@@ -142,7 +165,8 @@ def test_shares_of_the_smollm2_plan_are_even(context: int, batch: int) -> None:
     for layer in json.loads(SMOLLM2.read_text()):
         for (k_bits, v_bits), pairs in launched(layer, lengths).items():
             shape = Shape(64, 3, k_bits, v_bits, 3, (4,), (1,))
-            assert even(pairs, shape.sink_weight, 2 * A100) < 1.15
+            each = ragged.partial_slots(shape.group, shape.head_dim, shape.slot_bytes)
+            assert even(pairs, shape.sink_weight, 2 * A100, each) < 1.15
 
 
 def spec(layers: int) -> ModelSpec:
@@ -168,7 +192,7 @@ def test_shares_of_published_plans_are_even(plan: Moa | Duo, model: ModelSpec, b
             held.setdefault(site.layer, []).append(folded(rules).tokens(context))
         for kept in held.values():
             pairs = [(0, max(1, tokens * (i + 1) // batch)) for i in range(batch) for tokens in kept]
-            worst = max(worst, even(pairs, 1, 2 * A100))
+            worst = max(worst, even(pairs, 1, 2 * A100, ragged.partial_slots(4, 128, 512)))
             one_each = max(one_each, max(n for _, n in pairs) * len(pairs) / sum(n for _, n in pairs))
         assert worst < 1.15
         assert worst < one_each  # one program for each head

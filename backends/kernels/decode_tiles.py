@@ -57,14 +57,31 @@ def slot_rows(table, row, slot, live, PAGE: tl.constexpr):
 
 
 @triton.jit
-def absorb(scores, values, norms, top, mass, acc, DOT: tl.constexpr):
-    """One tile taken into an online softmax: scores [m, n] in powers of two, values [n, d] times norms [n]."""
+def scored(x, rest, keys, SPLIT: tl.constexpr):
+    """Products [m, n] of queries [m, d] with keys [n, d]. A query that was turned is no float16: with SPLIT, what its
+    rounding left (`rest`) is multiplied as well."""
+    scores = dot(x, tl.trans(keys), tl.zeros([x.shape[0], keys.shape[0]], tl.float32))
+    if SPLIT:
+        scores = dot(rest, tl.trans(keys), scores)
+    return scores
+
+
+@triton.jit
+def weigh(scores, top, mass):
+    """A tile's scores [m, n], in powers of two, in an online softmax: weights, what is left of earlier ones, sums."""
     higher = tl.maximum(top, tl.max(scores, 1))
     base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet: -inf less -inf would be NaN
     p = tl.exp2(scores - base[:, None])
     keep = tl.exp2(top - base)
+    return p, keep, higher, mass * keep + tl.sum(p, 1)
+
+
+@triton.jit
+def absorb(scores, values, norms, top, mass, acc, DOT: tl.constexpr):
+    """One tile taken into an online softmax: scores [m, n] in powers of two, values [n, d] times norms [n]."""
+    p, keep, top, mass = weigh(scores, top, mass)
     acc = dot(rounded(p * norms[None, :], DOT), values.to(DOT), acc * keep[:, None])
-    return higher, mass * keep + tl.sum(p, 1), acc
+    return top, mass, acc
 
 
 @triton.jit
@@ -126,6 +143,7 @@ def decode_kernel(
     CODED: tl.constexpr = tl.float32 if EXACT else tl.float16
     K_DOT: tl.constexpr = CODED if (EXACT or K_BITS < 16) else k_low.dtype.element_ty
     V_DOT: tl.constexpr = CODED if (EXACT or V_BITS < 16) else v_low.dtype.element_ty
+    SPLIT: tl.constexpr = K_BITS < 16 and not EXACT
     m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     inside = (m < GROUP)[:, None] & (d < DIM)[None, :]
     by = scale * LOG2_E
@@ -178,9 +196,7 @@ def decode_kernel(
             live = slot < last
             there = slot_rows(table, row, slot, live, PAGE)
             key, k_norm = load_slots(k_low, k_high, k_norms, there, live, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D)
-            scores = dot(turned, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-            if K_BITS < 16 and not EXACT:  # a query that was turned is no float16: what its rounding left
-                scores = dot(rest, tl.trans(key.to(K_DOT)), scores)
+            scores = scored(turned, rest, key.to(K_DOT), SPLIT)
             scores = scores * (by if K_BITS >= 16 else k_norm[None, :]) + shift[:, None]
             scores = tl.where(live[None, :], scores, float("-inf"))
             value, v_norm = load_slots(

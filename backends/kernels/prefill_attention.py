@@ -9,7 +9,8 @@ two edges of the span are masked.
 New tokens that are not sinks are read from `fresh` rows, coded as the ring is, for the ring may still hold tokens that
 early queries of the chunk see and late ones have pushed out. They go into the ring afterwards, or before where it has
 room for all of them; then `fresh` are rows of the ring. All is computed in the space of the codes (`rotated`), so
-queries and sinks are turned before the kernel and outputs after it.
+queries and sinks are turned before the kernel and outputs after it. A turned query is multiplied with codes in two
+float16 parts, the second what rounding the first left: rounded alone it would be the largest error there is.
 
 FlashAttention-2, https://arxiv.org/abs/2307.08691; windows with sinks: StreamingLLM, https://arxiv.org/abs/2309.17453.
 """
@@ -107,7 +108,7 @@ def prefill_attention(
     turned_q = q
     if k.coded and k.scale is not None:
         turns = rotation(dim).to(q.device, torch.float32)
-        turned_q = ((q.float() / k.scale[:, None, None].float()) @ turns).to(coded_type(q.dtype))
+        turned_q = (q.float() / k.scale[:, None, None].float()) @ turns
     turned_q = turned_q if turned_q.stride(-1) == 1 else turned_q.contiguous()
     out = torch.empty(q.shape, dtype=torch.float32 if v.coded else q.dtype, device=q.device)
     k_low, k_high, k_norms, *_ = k.parts()
@@ -116,7 +117,7 @@ def prefill_attention(
         *(turned_q, k_low, k_high, k_norms, sinks_of(k, records, most_sinks, q.dtype)),
         *(v_low, v_high, v_norms, sinks_of(v, records, most_sinks, q.dtype)),
         *(records if table is None else table, records.contiguous(), out, scale, tokens, *turned_q.stride()[:4]),
-        **constexprs(k, v, (group, dim), most_sinks, page, chosen),
+        **constexprs(k, v, (group, dim), q.dtype, most_sinks, page, chosen),
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
     )
@@ -152,11 +153,12 @@ def _(q: Tensor, *rest: object) -> Tensor:
 
 
 def constexprs(
-    k: Stored, v: Stored, sizes: tuple[int, int], most_sinks: int, page: int, variant: Variant
+    k: Stored, v: Stored, sizes: tuple[int, int], dtype: torch.dtype, most_sinks: int, page: int, variant: Variant
 ) -> dict[str, int]:
-    """What the kernel is specialised by; sizes are query heads of a KV head, and head size."""
+    """What the kernel is specialised by; sizes are query heads of a KV head, and head size; queries are of the type."""
     group, dim = sizes
     return {
+        "EXACT": int(dtype == torch.float32),
         "MOST_SINKS": most_sinks,
         "K_BITS": k.bits,
         "V_BITS": v.bits,
@@ -184,7 +186,9 @@ def variants(shape: Shape) -> tuple[Variant, ...]:
 def ways(head_dim: int) -> tuple[Variant, ...]:
     """Larger heads take more registers and shared memory, so their tiles are smaller."""
     if head_dim > 128:
-        tried = ((64, 64, 8, 2), (64, 32, 8, 2), (128, 32, 8, 2), (32, 32, 4, 2), (64, 32, 4, 2))
+        tried = ((64, 64, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 4, 2), (16, 32, 4, 2))
+    elif head_dim > 64:
+        tried = ((128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 4, 3))
     else:
         tried = ((128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 3))
     return tuple(Variant((("BLOCK_M", m), ("BLOCK_N", n)), warps, stages) for m, n, warps, stages in tried)
@@ -218,8 +222,9 @@ def pairs(shape: Shape) -> int:
 def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16) -> tuple[Launch, ...]:
     """The one kernel; `bytes_read` has a key once for each tile that sees it."""
     k, v = (example(bits, 1, 1, shape, dtype, None) for bits in (shape.k_bits, shape.v_bits))
-    fixed = constexprs(k, v, (shape.group, shape.head_dim), max(shape.sinks), shape.page, variant)
-    pointers = {"q": TYPES[coded_type(dtype) if k.coded else dtype]}
+    fixed = constexprs(k, v, (shape.group, shape.head_dim), dtype, max(shape.sinks), shape.page, variant)
+    q_type = torch.float32 if k.coded else dtype
+    pointers = {"q": TYPES[q_type]}
     for name, one in (("k", k), ("v", v)):
         low = "*u8" if one.coded else TYPES[dtype]
         pointers |= {f"{name}_low": low, f"{name}_high": low, f"{name}_norms": "*fp16" if one.coded else low}
@@ -231,7 +236,7 @@ def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16)
     slot = sum(row_bytes(one.bits, shape.head_dim) if one.coded else shape.head_dim * dtype.itemsize for one in (k, v))
     sink = shape.head_dim * (k.sinks.itemsize + v.sinks.itemsize)
     queries = sum(shape.lengths) * heads * shape.group
-    read = sum(sinks * sink + slots * slot for sinks, slots in seen) + queries * shape.head_dim * dtype.itemsize
+    read = sum(sinks * sink + slots * slot for sinks, slots in seen) + queries * shape.head_dim * q_type.itemsize
     stored_queries = batch * shape.tokens * heads * shape.group
     launch = Launch(
         kernel=prefill_kernel,
@@ -248,7 +253,7 @@ def launches(shape: Shape, variant: Variant, dtype: torch.dtype = torch.float16)
         programs=triton.cdiv(shape.tokens * shape.group, variant.tile("BLOCK_M")) * heads * batch,
         bytes_read=read,
         bytes_written=stored_queries * shape.head_dim * (4 if v.coded else dtype.itemsize),
-        flop=4 * shape.head_dim * pairs(shape),
+        flop=(6 if k.coded and dtype != torch.float32 else 4) * shape.head_dim * pairs(shape),
     )
     return (launch,)
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .decode_tiles import load_slots, slot_rows
+from .decode_tiles import load_slots, scored, slot_rows, weigh
 from .numerics import dot, rounded
 
 FIELDS = 7
@@ -33,6 +33,7 @@ def prefill_kernel(
     q_head,
     q_member,
     q_token,
+    EXACT: tl.constexpr,
     MOST_SINKS: tl.constexpr,
     K_BITS: tl.constexpr,
     V_BITS: tl.constexpr,
@@ -47,9 +48,9 @@ def prefill_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A tile of queries of one KV head of one sequence.
+    """A tile of queries of one KV head of one sequence. EXACT multiplies in float32, else coded keys in float16.
 
-    q                 strides given; DIM is contiguous, in the space of the keys
+    q                 strides given; DIM is contiguous, in the space of the keys, float32 where they are coded
     k_sinks, v_sinks  [batch, heads, MOST_SINKS, DIM], in the space of the keys, of the values
     out               [batch, heads, GROUP, tokens, DIM], in the space of the values
     """
@@ -61,10 +62,10 @@ def prefill_kernel(
     past, length = tl.load(record), tl.load(record + 1)
     sinks, slots = tl.load(record + 2), tl.load(record + 3)
     ring, fresh = tl.load(record + 4), tl.load(record + 6)
-    FLOAT32: tl.constexpr = q.dtype.element_ty == tl.float32
-    CODED: tl.constexpr = tl.float32 if FLOAT32 else tl.float16
-    K_DOT: tl.constexpr = CODED if (FLOAT32 or K_BITS < 16) else k_low.dtype.element_ty
-    V_DOT: tl.constexpr = CODED if (FLOAT32 or V_BITS < 16) else v_low.dtype.element_ty
+    CODED: tl.constexpr = tl.float32 if EXACT else tl.float16
+    K_DOT: tl.constexpr = CODED if (EXACT or K_BITS < 16) else k_low.dtype.element_ty
+    V_DOT: tl.constexpr = CODED if (EXACT or V_BITS < 16) else v_low.dtype.element_ty
+    SPLIT: tl.constexpr = K_BITS < 16 and not EXACT
     n, d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     place = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     token, member = place // GROUP, place % GROUP
@@ -73,6 +74,7 @@ def prefill_kernel(
 
     at = q + sequence.to(tl.int64) * q_batch + head * q_head + member[:, None] * q_member
     x = tl.load(at + token[:, None].to(tl.int64) * q_token + d[None, :], live[:, None] & (d < DIM)[None, :], 0.0)
+    rest = (x.to(tl.float32) - x.to(K_DOT).to(tl.float32)).to(K_DOT)
     x = x.to(K_DOT)
     by = scale * LOG2_E
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -88,7 +90,7 @@ def prefill_kernel(
         s = start + tl.arange(0, SINK_TILE)
         mask = (s < tl.minimum(sinks, end))[:, None] & (d < DIM)[None, :]
         key = tl.load(k_sinks + (sink_rows + s)[:, None] * DIM + d[None, :], mask, 0.0)
-        scores = dot(x, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, SINK_TILE], tl.float32)) * by
+        scores = scored(x, rest, key.to(K_DOT), SPLIT) * by
         scores = tl.where((s < sinks)[None, :] & (s[None, :] <= now[:, None]), scores, float("-inf"))
         p, keep, top, mass = weigh(scores, top, mass)
         value = tl.load(v_sinks + (sink_rows + s)[:, None] * DIM + d[None, :], mask, 0.0)
@@ -105,7 +107,7 @@ def prefill_kernel(
         inside = n < BLOCK_N
         row = row_of(position, inside, past, sinks, slots, ring, fresh, table, PAGE)
         key, norm = load_slots(k_low, k_high, k_norms, row, inside, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D)
-        scores = dot(x, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * (norm * by)[None, :]
+        scores = scored(x, rest, key.to(K_DOT), SPLIT) * (norm * by)[None, :]
         p, keep, top, mass = weigh(scores, top, mass)
         value, norm = load_slots(v_low, v_high, v_norms, row, inside, V_BITS, V_STRIDE, V_HIGH_STRIDE, DIM, BLOCK_D)
         acc = dot(rounded(p * norm[None, :], V_DOT), value.to(V_DOT), acc * keep[:, None])
@@ -114,7 +116,7 @@ def prefill_kernel(
         inside = position < end
         row = row_of(position, inside, past, sinks, slots, ring, fresh, table, PAGE)
         key, norm = load_slots(k_low, k_high, k_norms, row, inside, K_BITS, K_STRIDE, K_HIGH_STRIDE, DIM, BLOCK_D)
-        scores = dot(x, tl.trans(key.to(K_DOT)), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * (norm * by)[None, :]
+        scores = scored(x, rest, key.to(K_DOT), SPLIT) * (norm * by)[None, :]
         seen = (position[None, :] <= now[:, None]) & (position[None, :] > now[:, None] - slots) & inside[None, :]
         p, keep, top, mass = weigh(tl.where(seen, scores, float("-inf")), top, mass)
         value, norm = load_slots(v_low, v_high, v_norms, row, inside, V_BITS, V_STRIDE, V_HIGH_STRIDE, DIM, BLOCK_D)
@@ -132,13 +134,3 @@ def row_of(position, inside, past, sinks, slots, ring, fresh, table, PAGE: tl.co
     old = position < past
     held = slot_rows(table, ring, (position - sinks) % slots, inside & old, PAGE)
     return tl.where(old, held, fresh.to(tl.int64) + position - past)
-
-
-@triton.jit
-def weigh(scores, top, mass):
-    """A tile's scores [m, n], in powers of two, in an online softmax: weights, what is left of earlier ones, sums."""
-    higher = tl.maximum(top, tl.max(scores, 1))
-    base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet: -inf less -inf would be NaN
-    p = tl.exp2(scores - base[:, None])
-    keep = tl.exp2(top - base)
-    return p, keep, higher, mass * keep + tl.sum(p, 1)

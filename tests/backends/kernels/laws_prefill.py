@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from backends.kernels import prefill_attention as module
+from backends.kernels.checking import error
 from backends.kernels.counting import counted
 from backends.kernels.operators import listed
 from backends.kernels.prefill_attention import (
@@ -33,6 +34,14 @@ def test_every_variant_agrees() -> None:
     shape = Shape(64, 3, 4, 8, sinks=(4,), slots=(40,), past=(60,), lengths=(30,))
     for variant in variants(shape):
         agree(check(shape, variant, torch.float16, seed=2), torch.float16)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_turning_a_query_costs_no_more_than_a_float16_weight_does(seed: int) -> None:
+    """Among keys of tenfold norm the rounding of a turned query alone would cost 4e-4 and more."""
+    shape = Shape(64, 2, 8, 16, sinks=(4,), slots=(500,), past=(600,), lengths=(48,))
+    (found,) = check(shape, variants(shape)[-1], torch.float16, seed)
+    assert error(found.got, found.wanted) < 3e-4
 
 
 def visible(shape: Shape) -> Tensor:

@@ -107,21 +107,26 @@ def weight_settings(space: Space, table: PriceTable, rows: Rows) -> Iterator[Set
     sites = [site for site in space.sites if isinstance(site, WeightSite)]
     if not sites:
         yield Setting({}, np.zeros(len(table.rows)))
-    wanted: dict[tuple[WeightFormat | None, Tier], None] = {}
+    wanted: dict[tuple[WeightFormat | str, Tier], None] = {}
     for site in sites:
         for choice in space.candidates[site]:
             if isinstance(choice, WeightChoice):
-                wanted[None if choice.format.as_source else choice.format, choice.tier] = None
+                wanted[kind(choice.format), choice.tier] = None
     for form, tier in wanted:
         chosen: dict[Site, Choice] = {site: in_format(space.candidates[site], form, tier) for site in sites}
         yield Setting(chosen, used(chosen, table, rows))
 
 
-def in_format(choices: Sequence[Choice], form: WeightFormat | None, tier: Tier) -> Choice:
-    """The candidate in a tier and a format (None: as the source has it), or in the format the site started from."""
+def kind(form: WeightFormat) -> WeightFormat | str:
+    """What all matrices are to share: a format, or the name of the scheme that keeps each as its source has it."""
+    return form.scheme if form.as_source else form
+
+
+def in_format(choices: Sequence[Choice], wanted: WeightFormat | str, tier: Tier) -> Choice:
+    """The candidate in a tier and of a kind, or in the format the site started from."""
     there = [choice for choice in choices if isinstance(choice, WeightChoice) and choice.tier == tier]
     for choice in there:
-        if choice.format == form or (form is None and choice.format.as_source):
+        if kind(choice.format) == wanted:
             return choice
     return next((choice for choice in there if choice.format == attribute(choices[0], "format")), choices[0])
 

@@ -20,7 +20,8 @@ from planner.spec import TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class WeightBits:
-    """Offers each matrix its native format and every format that the runtime stores and the profile has priced."""
+    """Offers each matrix what keeps its source's numbers and every format that the runtime stores and the profile has
+    priced."""
 
     name: ClassVar[str] = "weight-bits"
     bits: tuple[float, ...] = ()
@@ -44,11 +45,11 @@ class WeightBits:
 
 
 def storable(site: WeightSite, tensor: TensorSpec, ctx: PassContext) -> list[WeightFormat]:
-    """Formats that a matrix can take: what the runtime stores and something priced, and the native one."""
+    """Formats that a matrix can take: what the runtime stores and something priced, and those as its source has it."""
     carried = [form for form in ctx.capabilities.weight_formats if _fits(form, tensor, ctx)]
     forms = [form for form in carried if _priced(site, form, ctx)]
-    source = ctx.capabilities.as_source(tensor)
-    return forms if source is None else [*forms, source]
+    kept = ctx.capabilities.as_source(tensor), ctx.capabilities.as_unrounded(tensor)
+    return [*forms, *(form for form in kept if form is not None)]
 
 
 def _fits(form: WeightFormat, tensor: TensorSpec, ctx: PassContext) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InputError
-from planner.formats import as_ggml, exact
+from planner.formats import as_ggml, exact, unrounded
 from planner.plan import Plan
 from planner.space import (
     AtMostDistinct,
@@ -41,9 +41,10 @@ class Capabilities:
 
     `offloads`: what lies in a slower tier than the fastest is fetched when it is needed. `kv_alike`: a head's keys and
     values have one format. `native`: how a matrix that its source keeps on a grid is stored without rounding it again,
-    if it can be: as it is, its codes at a width of the runtime, or as the ggml type that it is. `spans`: whose windows
-    are their own: any head's, any layer's, or one length for the model, each layer windowed or full; "full" has none.
-    `elastic`: windows may grow with the context. `sinks`: protected tokens stay beside a window. `kv_one`: where
+    if it can be: as it is, its codes at a width of the runtime, or as the ggml type that it is. `unrounded`: widths of
+    such codes that are also multiplied with inputs as they are, where products round theirs otherwise. `spans`: whose
+    windows are their own: any head's, any layer's, or one length for the model, each layer windowed or full; "full" has
+    none. `elastic`: windows may grow with the context. `sinks`: protected tokens stay beside a window. `kv_one`: where
     formats of keys, and of values, are one: nowhere, or over the model, "model or float" where a layer may keep floats
     instead. `weight_sets`: matrices of a layer that share a format, by the names of their modules. `float_modules`:
     those whose matrices stay floats. `side_multiple`: what rows and inputs of a matrix in groups are a multiple of.
@@ -59,6 +60,7 @@ class Capabilities:
     offloads: bool = False
     kv_alike: bool = False
     native: Literal["native", "exact", "ggml", "none"] = "native"
+    unrounded: tuple[int, ...] = ()
     spans: Literal["head", "layer", "model", "full"] = "head"
     elastic: bool = True
     sinks: bool = True
@@ -80,6 +82,11 @@ class Capabilities:
             case "none":
                 return None
 
+    def as_unrounded(self, tensor: TensorSpec) -> WeightFormat | None:
+        """The format that also multiplies those numbers with inputs as they are; None where there is none."""
+        form = unrounded(tensor)
+        return form if form is not None and form.bits in self.unrounded else None
+
     def carries(self, choice: KvChoice) -> bool:
         """Whether a head's cache can be kept and stored so."""
         if self.kv_alike and choice.k != choice.v:
@@ -93,7 +100,8 @@ class Capabilities:
 
     def stores(self, form: WeightFormat) -> bool:
         """Whether a matrix can be stored so; one that is kept as its source has it only where it lies on a grid."""
-        return form.scheme == self.native or form in self.weight_formats
+        kept = form.scheme == self.native or (form.scheme == "unrounded" and form.bits in self.unrounded)
+        return kept or form in self.weight_formats
 
     def fits(self, tensor: TensorSpec, form: WeightFormat) -> bool:
         """Whether this very matrix can be stored in a format that this runtime has and that rounds matrices."""

@@ -9,6 +9,8 @@ ggml's block type of that name, in blocks along a token's head. No group spans t
 at once and nothing waits unquantised for a group to fill.
 """
 
+from dataclasses import replace
+
 from planner.errors import InputError
 from planner.space import Full, GgmlScheme, KvChoice, KvFormat, WeightFormat
 from planner.spec import LayerSpec, TensorSpec
@@ -103,6 +105,16 @@ def exact(tensor: TensorSpec) -> WeightFormat | None:
     native = tensor.native
     bits = None if native is None else next((b for b in BLOCK_BITS if native.bits <= b), None)
     return None if native is None or bits is None else WeightFormat(bits, "exact", native.group)
+
+
+def unrounded(tensor: TensorSpec) -> WeightFormat | None:
+    """The `unrounded` format of a matrix that its source keeps on a grid.
+
+    >>> unrounded(TensorSpec("w", 0, 64, 64, native=WeightFormat(4, "native", 32), native_bytes=2560))
+    WeightFormat(bits=4, scheme='unrounded', group=32)
+    """
+    form = exact(tensor)
+    return None if form is None else replace(form, scheme="unrounded")
 
 
 def grouped(bits: int, group: int = 32) -> WeightFormat:
@@ -221,7 +233,7 @@ def weight_bytes(tensor: TensorSpec, form: WeightFormat) -> int:
         return groups * GGML[form.scheme][2]
     if form.scheme == "grouped":
         return codes + groups * 2 * SCALE_BYTES
-    floats = 2 if form.scheme == "exact" and has_minimum(tensor) else 1
+    floats = 2 if form.scheme in ("exact", "unrounded") and has_minimum(tensor) else 1
     return codes + groups * floats * FLOAT_SCALE_BYTES
 
 

@@ -110,7 +110,7 @@ def lossless(choice: Choice) -> bool:
     """Whether a choice changes nothing, or no more than rounding to 16 bits, so that it needs no profile."""
     if isinstance(choice, KvChoice):
         return isinstance(choice.span, Full) and {choice.k, choice.v} <= {FLOAT16, FLOAT32}
-    return choice.format.scheme in ("native", "float")
+    return choice.format.scheme in ("native", "unrounded", "float")
 
 
 def stages(objective: str, rows: tuple[str, ...]) -> tuple[int, ...]:

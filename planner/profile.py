@@ -121,8 +121,8 @@ def _index(formats: tuple[KvFormat, ...], form: KvFormat) -> int:
 class WeightPrices:
     """Loss in nats per token of one matrix stored in a format with every other site dense: [sites, formats].
 
-    NaN where a matrix cannot take a format. A native format changes nothing and costs nothing; an exact one costs what
-    rounding the inputs of its products does.
+    NaN where a matrix cannot take a format. What keeps the source's numbers and rounds no inputs changes nothing and
+    costs nothing; an exact format costs what rounding the inputs of its products does.
     """
 
     sites: tuple[WeightSite, ...]
@@ -132,7 +132,7 @@ class WeightPrices:
 
     def price(self, index: int, form: WeightFormat) -> float:
         """Loss of a format at the site of that index; NaN where the matrix cannot take it."""
-        if form.scheme == "native" or form == WeightFormat(32):
+        if form.scheme in ("native", "unrounded") or form == WeightFormat(32):
             return 0.0
         return float(self.loss[index, self.formats.index(form)])
 

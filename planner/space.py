@@ -125,21 +125,21 @@ GgmlScheme = Literal[
 class WeightFormat:
     """How a matrix is stored: `float` at 16 or 32 bits, as the source has it, or rounded.
 
-    `native` is the source's grid as it is, `exact` its codes at a width the runtime has with float32 scales. A
-    `grouped` matrix has `bits`-bit codes with one float16 scale and minimum for each `group` inputs of a row; a `block`
-    matrix one float32 scale and no minimum. `ct` are compressed-tensors' symmetric integers, a scale for each group, or
-    for each row where `group` is 0; `fp8` is e4m3 with a float32 scale for each row. The others are ggml's types of
-    that name, in blocks of `group`.
+    `native` is the source's grid as it is, `exact` its codes at a width the runtime has with float32 scales, where
+    products may round their inputs; `unrounded` is the same where they do not. A `grouped` matrix has `bits`-bit codes
+    with one float16 scale and minimum for each `group` inputs of a row; a `block` matrix one float32 scale and no
+    minimum. `ct` are compressed-tensors' symmetric integers, a scale for each group, or for each row where `group` is
+    0; `fp8` is e4m3 with a float32 scale for each row. The others are ggml's types of that name, in blocks of `group`.
     """
 
     bits: float
-    scheme: Literal["float", "native", "exact", "grouped", "block", "ct", "fp8", GgmlScheme] = "float"
+    scheme: Literal["float", "native", "exact", "unrounded", "grouped", "block", "ct", "fp8", GgmlScheme] = "float"
     group: int = 0
 
     @property
     def as_source(self) -> bool:
         """Whether it holds the numbers that the source has on its grid, and no others."""
-        return self.scheme in ("native", "exact")
+        return self.scheme in ("native", "exact", "unrounded")
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -24,6 +24,7 @@ VERSIONS = tuple(
         executes_here=find_spec(MODULE) is not None,
         kv_alike=True,
         native="exact",
+        unrounded=(4,),
         spans="model",
         elastic=False,
         sinks=False,

@@ -55,12 +55,15 @@ class Blocks:
     codes    [rows, cols]          below 2**bits
     scale    [rows, cols / block]
     minimum  [rows, cols / block], or None where it is nowhere needed
+
+    Products round their inputs where `rounds_inputs`, and multiply floats where not.
     """
 
     bits: int
     codes: Codes
     scale: Floats
     minimum: Floats | None
+    rounds_inputs: bool = True
 
     @property
     def block(self) -> int:

@@ -35,6 +35,7 @@ CAPABILITIES = Capabilities(
     executes_here=True,
     kv_alike=True,
     native="exact",
+    unrounded=(4,),
 )
 
 
@@ -134,8 +135,8 @@ class OnnxRuntimeExecutor:
         return codes.kv_recoded(values, codes.kv_scale(peak, int(form.bits)), int(form.bits))
 
     def recode_input(self, form: WeightFormat, values: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """Inputs of a product with blocks of codes, rounded as the node rounds them; None beside a float matrix."""
-        if form.scheme == "float":
+        """Inputs of a product with blocks of codes, rounded as the node rounds them; None where they are not."""
+        if form.scheme in ("float", "unrounded"):
             return None
         return codes.input_recoded(values, int(form.bits), form.group)
 

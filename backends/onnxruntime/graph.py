@@ -37,8 +37,9 @@ ALIGNED_BYTES = 4096
 """Constants begin at whole pages of their file, so that it can be mapped."""
 
 OPSET, IR_VERSION = 21, 10
-INT8_COMPUTE = 4
-"""MatMulNBits' accuracy_level that rounds its input to 8 bits, block by block, and multiplies integers."""
+FLOAT_COMPUTE, INT8_COMPUTE = 1, 4
+"""MatMulNBits' accuracy_level that multiplies floats, and the one that rounds its input to 8 bits, block by block, and
+multiplies integers."""
 
 CACHE_TYPES = {32: TensorProto.FLOAT, 8: TensorProto.INT8, 4: TensorProto.UINT8}
 
@@ -393,7 +394,7 @@ class Graph:
             "N": rows,
             "bits": blocks.bits,
             "block_size": blocks.block,
-            "accuracy_level": INT8_COMPUTE,
+            "accuracy_level": INT8_COMPUTE if blocks.rounds_inputs else FLOAT_COMPUTE,
         }
         if blocks.minimum is None:
             self._node("MatMulNBits", inputs, out, domain=MICROSOFT, **options)
@@ -543,4 +544,4 @@ def _reordered(blocks: Sequence[Blocks], rows: NDArray[np.intp] | None, columns:
         first = columns[::block] // block
         codes, scale = codes[:, columns], scale[:, first]
         minimum = None if minimum is None else minimum[:, first]
-    return Blocks(bits, codes, scale, minimum)
+    return Blocks(bits, codes, scale, minimum, blocks[0].rounds_inputs)

@@ -1,7 +1,7 @@
 """What a plan becomes for the graph and the runner: head classes and groups, kv.json, and matrices as stored."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +131,7 @@ class PlannedParameters:
         if len(forms) > 1:
             return False
         # Of grids at one width some have a minimum and some have none.
-        return forms.pop().scheme != "exact" or len({self._has_minimum(name) for name in names}) == 1
+        return not forms.pop().as_source or len({self._has_minimum(name) for name in names}) == 1
 
     def _has_minimum(self, name: str) -> bool:
         native = self.weights.native(name)
@@ -142,11 +142,11 @@ def stored(name: str, form: WeightFormat, weights: Weights) -> Matrix:
     """One matrix [outputs, inputs] in one format."""
     if form == WeightFormat(32):
         return weights.dense(name)
-    if form.scheme == "exact":
+    if form.as_source:
         blocks = weights.native(name)
         if blocks is None or codes.exact_bits(blocks.bits) is None:
             raise InputError(f"{name}: the source does not store it in blocks of up to 8 bits; use float or block")
-        return codes.exact(blocks)
+        return replace(codes.exact(blocks), rounds_inputs=form.scheme == "exact")
     matrix = weights.dense(name)
     if form.scheme != "block" or form.bits not in BLOCK_BITS or matrix.shape[-1] % form.group:
         raise InputError(

@@ -44,7 +44,7 @@ SHAPES = {
 LAYER_NUMBERS = sum(rows * cols for name, (rows, cols) in SHAPES.items() if name.endswith("_proj"))
 
 PRODUCT_TOKENS = (1, 16, 64, 512)
-PRODUCT_KINDS = ("float32", "block8", "block4", "block2", "exact4", "exact8")
+PRODUCT_KINDS = ("float32", "block8", "block4", "block2", "exact4", "exact8", "unrounded4")
 LAYER_KIND = "block4"
 """What the layers are stored as whose overhead is measured: the quickest, so that little is subtracted."""
 
@@ -91,7 +91,8 @@ class Noise:
         numbers = random.integers(0, 2**bits, (rows, cols), np.uint8)
         step = (12 / cols) ** 0.5 / 2**bits
         scale = np.full((rows, cols // codes.BLOCK), step, np.float32)
-        return codes.Blocks(bits, numbers, scale, scale * np.float32(0.5) if self.kind.startswith("exact") else None)
+        minimum = None if self.kind.startswith("block") else scale * np.float32(0.5)
+        return codes.Blocks(bits, numbers, scale, minimum, not self.kind.startswith("unrounded"))
 
     def vector(self, name: str) -> NDArray[np.float32] | None:
         return None if name.endswith(".bias") else np.ones(COLS, np.float32)
@@ -105,7 +106,7 @@ class GraphProbe:
     """Calls of the nodes themselves, chained as a decoder chains them."""
 
     runtime: str = "onnxruntime"
-    name: str = f"onnxruntime {onnxruntime.__version__}, runner 1"
+    name: str = f"onnxruntime {onnxruntime.__version__}, runner 2"
 
     def expand_weights(self, bits: int) -> tuple[int, Callable[[], object]] | None:
         return None

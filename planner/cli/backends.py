@@ -59,7 +59,10 @@ def rows(can: "Capabilities") -> list[tuple[str, str]]:
     if can.spans == "head" and can.classes_per_layer is not None:
         cache.append(f"{can.classes_per_layer} classes of heads a layer")
     weights = [", ".join(named(f.bits, f.scheme, f.group) for f in can.weight_formats)]
-    weights += ["" if can.native == "none" else "a source's own grid kept"]
+    kept = "" if can.native == "none" else "a source's own grid kept"
+    if can.unrounded:
+        kept += f", at {' or '.join(map(str, can.unrounded))} bits also beside inputs that are not rounded"
+    weights += [kept]
     weights += ["one for " + ", for ".join("/".join(names) for names in can.weight_sets)] if can.weight_sets else []
     told = {"spans": spans, "cache": cache, "weights": [each for each in weights if each]}
     return [(title, "; ".join(parts)) for title, parts in told.items()]

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import nn
 from backends.onnxruntime import codes, layout
 from backends.onnxruntime.executor import OnnxRuntimeExecutor
 from planner.executor import NativeBlocks
-from planner.formats import BLOCK_BITS, block, exact, head_bytes, static, static_bytes, weight_bytes
+from planner.formats import BLOCK_BITS, block, exact, head_bytes, static, static_bytes, unrounded, weight_bytes
 from planner.goal import Workload
 from planner.plan import Plan, trial
 from planner.space import FLOAT32, Choice, Full, KvChoice, KvSite, Site, WeightChoice, WeightFormat, Window
@@ -131,9 +132,9 @@ def test_codes_too_wide_for_a_node_are_refused(bits: int) -> None:
 
 
 def product(blocks: codes.Blocks, x: Floats) -> Floats:
-    """x times the transposed matrix, its inputs rounded as the node rounds them; its minimum's are not."""
+    """x times the transposed matrix, its inputs rounded as the node rounds them, if it does; its minimum's are not."""
     centred = codes.Blocks(blocks.bits, blocks.codes, blocks.scale, None).dense()
-    out: Floats = codes.input_recoded(x, blocks.bits, blocks.block) @ centred.T
+    out: Floats = (codes.input_recoded(x, blocks.bits, blocks.block) if blocks.rounds_inputs else x) @ centred.T
     if blocks.minimum is not None:
         out += x.reshape(*x.shape[:-1], -1, blocks.block).sum(-1) @ blocks.minimum.T
     return out
@@ -211,6 +212,38 @@ def test_exact_models_run_as_transformers_on_the_sources_numbers(
     plan = plan_of(executor.spec, formats.__getitem__, lambda _: FULL32)
     assert isinstance(executor.weights, CheckpointWeights)
     assert np.median(differences(executor, load_model(executor.weights.checkpoint), plan)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_0+Q4_1"])
+def test_unrounded_models_are_the_source_itself(gguf: Callable[[str], OnnxRuntimeExecutor], kind: str) -> None:
+    """Logits of float32 matrices, at the bytes of codes; beside products that round their inputs as well."""
+    executor, tokens = gguf(kind), tokens_of(24, 288)
+    spec, can = executor.spec, executor.capabilities
+    forms = {tensor.name: can.as_unrounded(tensor) or DENSE for tensor in spec.tensors}
+    assert sum(form.scheme == "unrounded" for form in forms.values()) > 5
+    plan = plan_of(spec, forms.__getitem__, lambda _: FULL32)
+    dense = plan_of(spec, lambda _: DENSE, lambda _: FULL32)
+    assert can.admits(plan.chosen)
+    opened = executor.open(plan).model
+    wanted = read(executor.open(dense).model, tokens, 24, 24)
+    for chunk_tokens in (1, 7, 24):
+        assert apart(read(opened, tokens, 24, chunk_tokens), wanted) < 1e-5 * np.abs(wanted).max()
+    assert opened.weight_bytes == predicted(plan, spec)
+    rounded = {
+        t.name: exact(t) or DENSE if t.name.endswith(("k_proj.weight", "up_proj.weight")) else forms[t.name]
+        for t in spec.tensors
+    }
+    mixed = plan_of(spec, rounded.__getitem__, lambda _: FULL32)
+    assert isinstance(executor.weights, CheckpointWeights)
+    assert np.median(differences(executor, load_model(executor.weights.checkpoint), mixed)) < 1e-4
+    assert executor.open(mixed).model.weight_bytes == predicted(mixed, spec)
+
+
+def test_unrounded_matrices_read_their_inputs_as_they_are(gguf: Callable[[str], OnnxRuntimeExecutor]) -> None:
+    executor = gguf("Q4_1")
+    form, x = unrounded(executor.spec.tensors[-1]), np.ones((1, 64), np.float32)
+    assert form is not None and executor.recode_input(form, x) is None
+    assert executor.recode_input(replace(form, scheme="exact"), x) is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ a limit on the loss becomes a limit on the sum. What the fit leaves unexplained 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -75,11 +75,21 @@ class Correction:
         >>> round(Correction(0.8, 0.1, 0.5).sum_for(0.056), 4)
         0.04
         """
-        low, high = 0.0, loss_nats / max(self.linear, LEAST_LINEAR)
+        low, high = 0.0, loss_nats / self.linear
         for _ in range(100):
             middle = (low + high) / 2
             low, high = (middle, high) if self.expected(middle) <= loss_nats else (low, middle)
         return low
+
+    def through(self, total: float, loss_nats: float) -> "Correction":
+        """The same curve, scaled so that a sum is expected to lose what a plan of that sum was measured to; tenfold at
+        most, either way.
+
+        >>> round(Correction(0.8, 0.1, 0.5).through(0.04, 0.028).expected(0.04), 4)
+        0.028
+        """
+        factor = min(max(loss_nats / self.expected(total), 0.1), 10.0)
+        return replace(self, linear=self.linear * factor, root=self.root * factor, power=self.power * factor)
 
 
 def fit(anchors: Iterable[Anchor]) -> Correction:

@@ -1,44 +1,62 @@
-"""Learn from running a plan that misses its loss limit, and solve again."""
+"""Learn from running a plan that misses its loss limit, or takes far less of it than was expected, and solve again."""
 
 from dataclasses import replace
 
-from planner.compile.prepare import Prepared, calibration_documents, corrected
+from planner.compile.prepare import Prepared, calibration_documents
 from planner.compile.priced import baseline, planned
+from planner.compile.retreat import objective
 from planner.compile.search import Pipeline, search
 from planner.errors import Infeasible
 from planner.executor import Progress
 from planner.plan import Plan
-from planner.profile import Anchor
 from planner.quality import compare
 
 ROUNDS = 3
-"""How often a plan that missed its loss limit is corrected and solved again."""
+"""How often a plan is corrected and solved again."""
+
+LEAST_TAKEN = 0.6
+"""Share of the limit on the loss under which a plan was priced too dear. Three quarters of what is aimed at
+(`planner.prices.AIMED_SHARE`), for one document tells no smaller difference."""
 
 
 def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress) -> tuple[Plan, Prepared]:
-    """The plan that keeps its loss limit on the document of the anchors, as far as a few rounds get there.
+    """The best plan that keeps its loss limit on the document of the anchors, as far as a few rounds get there.
 
-    What a round measured weighs as much as all anchors before it: it was measured where the plan is. Where nothing
-    keeps the limits any more by the corrected prices, the last plan stays and verification has the last word.
+    Each round scales what sums of prices are expected to lose to what the last plan was measured to, so that the next
+    is solved by what is true where it will be. Where none kept the limit the last one stays, and verification has the
+    last word.
     """
-    limit, profile = prepared.request.goal.limits.loss_nats, prepared.profile
-    if limit is None or profile is None:
+    limit = prepared.request.goal.limits.loss_nats
+    if limit is None or prepared.context.loss is None:
         return plan, prepared
     _, document = calibration_documents(prepared.request, prepared.weights, prepared.context.seed)
     first, chunk = len(document) // 2, prepared.request.workload.prefill_chunk_tokens
     answers = prepared.executor.open(baseline(prepared)).score(document, first, chunk)
-    for number in range(ROUNDS):
-        progress("correcting", number, ROUNDS)
+    kept: tuple[Plan, Prepared] | None = None
+    for number in range(ROUNDS + 1):
+        progress("correcting", number, ROUNDS + 1)
         score = compare(answers, prepared.executor.open(plan).score(document, first, chunk), document[first + 1 :])
-        if score.loss_nats <= limit or prepared.context.loss is None:
+        if score.loss_nats <= limit and (kept is None or objective(plan) <= objective(kept[0])):
+            kept = plan, prepared
+        if LEAST_TAKEN * limit <= score.loss_nats <= limit or number == ROUNDS:
             break
-        total = prepared.context.loss.total(plan.chosen)
-        anchor = Anchor(f"round {number + 1}", len(document), total, score.loss_nats, chosen=True)
-        profile = replace(profile, anchors=(*profile.anchors, *(anchor,) * len(profile.anchors)))
-        prepared = replace(prepared, profile=profile, context=corrected(prepared, profile))
+        prepared = measured(prepared, plan, score.loss_nats)
         try:
-            plan = planned(prepared, passes, search(passes, prepared.context))
+            again = planned(prepared, passes, search(passes, prepared.context))
         except Infeasible:
             break
-    progress("correcting", ROUNDS, ROUNDS)
-    return plan, prepared
+        if again.chosen == plan.chosen:
+            break
+        plan = again
+    progress("correcting", ROUNDS + 1, ROUNDS + 1)
+    return kept or (plan, prepared)
+
+
+def measured(prepared: Prepared, plan: Plan, loss_nats: float) -> Prepared:
+    """Prepared with losses of solved plans expected as one was measured."""
+    loss = prepared.context.loss
+    total = 0.0 if loss is None else loss.total(plan.chosen)
+    if loss is None or total <= 0:
+        return prepared
+    scaled = replace(loss, correction=loss.correction.through(total, loss_nats))
+    return replace(prepared, context=replace(prepared.context, loss=scaled))

@@ -217,11 +217,3 @@ def calibration_documents(
         for i, document in enumerate(found[:-2])
     )
     return (*told, found[-2]), found[-1]
-
-
-def corrected(prepared: Prepared, profile: ModelProfile) -> PassContext:
-    """The passes' context under a profile with more anchors."""
-    loss = prepared.context.loss
-    if loss is None:
-        return prepared.context
-    return replace(prepared.context, loss=fitted(loss.spec, profile, loss.workload))

@@ -1,0 +1,92 @@
+"""A plan whose loss was foretold wrong, either way, is solved again by what running it showed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from planner.compile.correct import LEAST_TAKEN, correct
+from planner.compile.prepare import Prepared, calibration_documents, prepare
+from planner.compile.priced import baseline, planned
+from planner.compile.retreat import objective
+from planner.compile.search import Pipeline, pipeline, search
+from planner.config import parse_request
+from planner.goal import Goal, Limits
+from planner.loss import fitted
+from planner.plan import Plan
+from planner.profile import Anchor
+from planner.quality import compare
+
+pytestmark = pytest.mark.usefixtures("planner_cache")
+
+LIMIT_NATS = 0.02
+
+
+def quiet(stage: str, done: int, of: int) -> None:
+    """No progress."""
+
+
+@pytest.fixture
+def prepared(tiny: Callable[[str], Path]) -> Prepared:
+    told = (
+        "schema: planner/model@1\n"
+        f"source: {{huggingface: '{tiny('llama')}'}}\n"
+        "workload: {context_tokens: [64], new_tokens: 8, prefill_chunk_tokens: 32}\n"
+        f"goal: {{minimise: kv_bytes, limits: {{loss_nats: {LIMIT_NATS}}}}}\n"
+        "calibration: {documents: 1, draws: 2}\n"
+        "verification: {documents: 1}\n"
+    )
+    return prepare(parse_request(told, "tiny", Path("/"), "tiny.yaml"), "laptop-cpu", 0, quiet, "transformers")
+
+
+def believing(prepared: Prepared, times: float) -> Prepared:
+    """Prepared with anchors that had measured so many times the sum of their prices."""
+    assert prepared.profile is not None
+    anchors = tuple(
+        Anchor(f"{nats:g}", 64, nats, times * nats, chosen=True) for nats in (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+    )
+    profile = replace(prepared.profile, anchors=anchors)
+    loss = fitted(prepared.context.spec, profile, prepared.context.workload)
+    return replace(prepared, profile=profile, context=replace(prepared.context, loss=loss))
+
+
+def solved(prepared: Prepared, passes: Pipeline) -> Plan:
+    return planned(prepared, passes, search(passes, prepared.context))
+
+
+def lost(prepared: Prepared, plan: Plan) -> float:
+    """What a plan loses on the document of the anchors, in nats per token."""
+    _, document = calibration_documents(prepared.request, prepared.weights, 0)
+    first = len(document) // 2
+    answers, found = (prepared.executor.open(each).score(document, first, 32) for each in (baseline(prepared), plan))
+    return compare(answers, found, document[first + 1 :]).loss_nats
+
+
+def test_a_plan_priced_too_dear_is_solved_again_for_what_the_limit_allows(prepared: Prepared) -> None:
+    dear, passes = believing(prepared, 12.0), pipeline(None)
+    before = solved(dear, passes)
+    assert lost(dear, before) < LEAST_TAKEN * LIMIT_NATS
+    after, _ = correct(before, dear, passes, quiet)
+    assert objective(after) < objective(before)
+    assert lost(dear, after) <= LIMIT_NATS
+
+
+def test_a_plan_priced_too_cheap_is_solved_again_until_it_keeps_the_limit(prepared: Prepared) -> None:
+    cheap, passes = believing(prepared, 0.1), pipeline(None)
+    before = solved(cheap, passes)
+    assert lost(cheap, before) > LIMIT_NATS
+    after, told = correct(before, cheap, passes, quiet)
+    assert lost(cheap, after) <= LIMIT_NATS
+    assert told.context.loss is not None and cheap.context.loss is not None
+    assert told.context.loss.correction.expected(0.01) > cheap.context.loss.correction.expected(0.01)
+
+
+def test_a_plan_that_takes_what_it_may_stays(prepared: Prepared) -> None:
+    passes = pipeline(None)
+    plan = solved(prepared, passes)
+    limits = Limits(loss_nats=lost(prepared, plan) / 0.8)
+    request = replace(prepared.request, goal=Goal("kv_bytes", limits))
+    fitting = replace(prepared, request=request)
+    again, same = correct(plan, fitting, passes, quiet)
+    assert again is plan and same is fitting

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from planner.compile.correct import LEAST_TAKEN, correct
+from planner.compile.exam import fresh
 from planner.compile.prepare import Prepared, calibration_documents, prepare
 from planner.compile.priced import baseline, planned
+from planner.compile.prove import loss_nats, prove
 from planner.compile.retreat import objective
 from planner.compile.search import Pipeline, pipeline, search
 from planner.config import parse_request
@@ -17,6 +19,7 @@ from planner.loss import fitted
 from planner.plan import Plan
 from planner.profile import Anchor
 from planner.quality import compare
+from profiles import documents
 
 pytestmark = pytest.mark.usefixtures("planner_cache")
 
@@ -90,3 +93,32 @@ def test_a_plan_that_takes_what_it_may_stays(prepared: Prepared) -> None:
     fitting = replace(prepared, request=request)
     again, same = correct(plan, fitting, passes, quiet)
     assert again is plan and same is fitting
+
+
+def test_fresh_documents_are_others_and_as_many(prepared: Prepared) -> None:
+    assert prepared.exam is not None
+    tokenizer, (first,) = prepared.weights.tokenizer, prepared.exam.documents
+    others = fresh(prepared.exam, tokenizer, prepared.request)
+    assert others is not None and others.passkeys == prepared.exam.passkeys
+    (other,) = others.documents
+    assert len(other) == len(first) and other != first
+    whole = tokenizer(documents.shipped(documents.VERIFICATION_TEXT), add_special_tokens=False).input_ids
+    asked = replace(prepared.exam, documents=(first,) * (len(whole) // 128))
+    assert fresh(asked, tokenizer, prepared.request) is None
+
+
+def test_a_plan_that_loses_too_much_when_proved_is_solved_again_and_proved_on_other_documents(
+    prepared: Prepared,
+) -> None:
+    cheap, passes = believing(prepared, 0.1), pipeline(None)
+    found = search(passes, cheap.context)
+    plan = planned(cheap, passes, found)
+    assert cheap.exam is not None
+    proof = prove(cheap, cheap.exam, found.widened, plan, passes, quiet)
+    row = next(row for row in proof.rows if row.name == "planned")
+    assert row.plan.chosen != plan.chosen
+    assert loss_nats(row) < lost(cheap, plan) / 2
+    assert "a first plan lost" in proof.notes[0]
+    assert {each.name for each in proof.rows} == {"dense", "uniform", "planned"}
+    settled = prove(cheap, cheap.exam, found.widened, row.plan, passes, quiet)
+    assert not settled.notes

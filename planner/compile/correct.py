@@ -41,11 +41,8 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
         if LEAST_TAKEN * limit <= score.loss_nats <= limit or number == ROUNDS:
             break
         prepared = measured(prepared, plan, score.loss_nats)
-        try:
-            again = planned(prepared, passes, search(passes, prepared.context))
-        except Infeasible:
-            break
-        if again.chosen == plan.chosen:
+        again = solved_again(plan, prepared, passes)
+        if again is None:
             break
         plan = again
     progress("correcting", ROUNDS + 1, ROUNDS + 1)
@@ -60,3 +57,12 @@ def measured(prepared: Prepared, plan: Plan, loss_nats: float) -> Prepared:
         return prepared
     scaled = replace(loss, correction=loss.correction.through(total, loss_nats))
     return replace(prepared, context=replace(prepared.context, loss=scaled))
+
+
+def solved_again(plan: Plan, prepared: Prepared, passes: Pipeline) -> Plan | None:
+    """The plan by new prices; None where it is the same again, or nothing keeps the limits any more."""
+    try:
+        again = planned(prepared, passes, search(passes, prepared.context))
+    except Infeasible:
+        return None
+    return None if again.chosen == plan.chosen else again

@@ -1,20 +1,19 @@
 """Compile: search, run what was found, correct the loss model, and write the best plan that keeps its limits.
 
-Order of retreat: best feasible plan, best uniform setting, dense, refusal. A uniform setting that measures better than
-the plan ships in its place.
+Order of retreat: best feasible plan, one solved again by what the first lost, best uniform setting, dense, refusal. A
+uniform setting that measures better than the plan ships in its place.
 """
 
 from pathlib import Path
 
-from passes.uniform_settings import uniform_settings
 from planner import artefact
-from planner.compile.contest import contest
 from planner.compile.correct import correct
 from planner.compile.emit import emit
 from planner.compile.kernels import plan_kernels
 from planner.compile.prepare import prepare
-from planner.compile.priced import baseline, planned, priced
-from planner.compile.retreat import Shipped, shipped
+from planner.compile.priced import baseline, planned
+from planner.compile.prove import prove
+from planner.compile.retreat import Shipped
 from planner.compile.runtimes import runtime
 from planner.compile.search import pipeline, search, snapshots
 from planner.errors import Infeasible
@@ -22,7 +21,6 @@ from planner.executor import Progress
 from planner.report import CompileReport, Row
 from planner.request import Request
 
-UNIFORMS_MEASURED = 3
 NO_LOSS = "without weights no loss can be measured, so windows and fewer bits are not offered"
 
 
@@ -49,18 +47,16 @@ def compile_request(
         if prepared.context.loss is not None:
             raise
         raise Infeasible(f"{error}; {NO_LOSS}; name a source that has them") from error
-    plan, dense = planned(prepared, steps, found), baseline(prepared)
+    plan = planned(prepared, steps, found)
     notes = (*prepared.checkpoint.notes, *prepared.notes)
     asked = prepared.exam
     if asked is None:
-        rows: tuple[Row, ...] = (Row("dense", dense), Row("planned", plan))
+        rows: tuple[Row, ...] = (Row("dense", baseline(prepared)), Row("planned", plan))
         ships, notes = Shipped(rows[-1]), (*notes, NO_LOSS)
     else:
         plan, prepared = correct(plan, prepared, steps, progress)
-        settings = uniform_settings(found.widened, prepared.context, UNIFORMS_MEASURED)
-        uniform = [priced(prepared, "uniform", space) for space in settings]
-        rows = contest(prepared, asked, dense, uniform, plan, progress)
-        ships = shipped(rows, request.goal, prepared.context.spec)
+        proof = prove(prepared, asked, found.widened, plan, steps, progress)
+        rows, ships, notes = proof.rows, proof.ships, (*notes, *proof.notes)
     kernels = plan_kernels(prepared, ships.row.plan, progress)
     notes = (*notes, *kernels.notes)
     report = CompileReport(

@@ -1,11 +1,13 @@
 """What plans are verified on: documents of a text at the longest context, and numbers hidden at several depths."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.errors import InputError
 from planner.goal import Workload
+from planner.request import Request
 from planner.verify import ANSWER_TOKENS, Exam, Passkey
 
 if TYPE_CHECKING:
@@ -39,6 +41,20 @@ def exam(tokenizer: "Tokenizer", workload: Workload, text: Path | None, count: i
 
     passkeys, pairs = asked(documents.passkey_prompt, PASSKEY_SEED), asked(documents.pair_prompt, PAIR_SEED)
     return Exam(found, context // 2, passkeys, workload.prefill_chunk_tokens, pairs)
+
+
+def fresh(asked: Exam, tokenizer: "Tokenizer", request: Request) -> Exam | None:
+    """The same questions on as many other documents of the text, from between those; None where it has no room for
+    them."""
+    from profiles import documents
+
+    count, context = len(asked.documents), len(asked.documents[0])
+    content, where = read(request.verification.text, documents.VERIFICATION_TEXT)
+    # Twice as many begin where the first ones do, but for what rounding leaves, and between them.
+    room = len(tokenizer(content, add_special_tokens=False, verbose=False).input_ids)
+    if room < 2 * count * (context + 2 * count):
+        return None
+    return replace(asked, documents=documents.slices(tokenizer, content, [context] * (2 * count), where)[1::2])
 
 
 def passkey(tokenizer: "Tokenizer", recall: "Recall") -> Passkey:

@@ -142,7 +142,7 @@ class Capabilities:
         most = self.classes_per_layer
         if most is not None:
             yield from (AtMostDistinct(tuple(group), "kernel", most) for group in layers if len(group) > most)
-        if self.spans in ("layer", "model"):
+        if self.spans in ("layer", "model") and most != 1:  # one class has one span
             yield from _alike(layers, "span")
         if self.spans == "model" and len(heads) > 1:
             yield AtMostDistinct(heads, "window", 1)

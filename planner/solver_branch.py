@@ -90,6 +90,17 @@ def sites_of(relation: Relation) -> tuple[int, ...]:
     return relation.everyone if isinstance(relation, AtMost) else (relation.site, relation.other)
 
 
+def taken_and_free(by_label: Mapping[int, Mapping[int, list[int]]]) -> tuple[list[int], list[int]]:
+    """The labels that some site takes in any case, and all others.
+
+    >>> taken_and_free({0: {1: [10], 2: [11]}, 1: {1: [12]}})
+    ([1], [2])
+    """
+    taken = {label for own in by_label.values() if len(own) == 1 for label in own}
+    every = {label for own in by_label.values() for label in own}
+    return sorted(taken), sorted(every - taken)
+
+
 class TooLarge(Exception):
     """The tree of a component outgrows its budget. Never leaves this module."""
 
@@ -167,6 +178,8 @@ class Builder:
         options = []
         for narrowed in self.sides(allowed, relation):
             self.spend(BRANCH_LEAVES)
+            if not all(narrowed.values()):
+                continue
             options.append([self.part(part, own) for part, own in split(narrowed, rest)])
         return self.join(options)
 
@@ -204,8 +217,9 @@ class Builder:
     def branches(self, allowed: Allowed, relation: Relation) -> int:
         if isinstance(relation, Implies):
             return 2
-        count = len({label for own in self.labels(allowed, relation).values() for label in own})
-        return sum(math.comb(count, size) for size in self.sizes(relation, count))
+        always, free = taken_and_free(self.labels(allowed, relation))
+        sizes = self.sizes(relation, len(always) + len(free))
+        return sum(math.comb(len(free), size - len(always)) for size in sizes if size >= len(always))
 
     @staticmethod
     def sizes(relation: AtMost, count: int) -> range:
@@ -221,15 +235,19 @@ class Builder:
         return {relation.payer: tuple(c for c in allowed[relation.payer] if relation.paid[self.local[c]] >= size)}
 
     def best_to_branch(self, allowed: Allowed, relations: list[Relation]) -> Relation:
-        """The relation with few branches whose removal leaves small parts, of the widest and a sample."""
+        """The relation with few branches whose removal leaves parts of few branches, of the widest and a sample: what
+        is left in one part is at worst branched over relation by relation, in all combinations."""
         step = -(-len(relations) // TRIED)
         wide = sorted(relations, key=lambda relation: -len(sites_of(relation)))[:WIDEST_TRIED]
         self.spend(TRIAL_LEAVES * len(allowed) * (len(wide) + len(relations[::step])))
+        branched = {id(relation): math.log(max(self.branches(allowed, relation), 1)) for relation in relations}
 
-        def work(relation: Relation) -> int:
+        def work(relation: Relation) -> float:
+            """Logarithm of the branches; the same for all that split nothing, of which the widest is taken."""
             rest = [other for other in relations if other is not relation]
-            largest = max(len(part) for part, _ in split(allowed, rest))
-            return self.branches(allowed, relation) * largest
+            parts = [math.fsum(branched[id(other)] for other in own) for _, own in split(allowed, rest)]
+            most = max(parts)
+            return round(branched[id(relation)] + most + math.log(math.fsum(math.exp(p - most) for p in parts)), 6)
 
         return min((*wide, *relations[::step]), key=work)
 
@@ -246,10 +264,11 @@ class Builder:
             yield within
             return
         by_label = self.labels(allowed, relation)
-        every = sorted({label for own in by_label.values() for label in own})
-        for size in self.sizes(relation, len(every)):
+        always, free = taken_and_free(by_label)
+        for size in self.sizes(relation, len(always) + len(free)):
             payer = self.payers(allowed, relation, size)
-            for subset in combinations(every, size):
+            for more in combinations(free, size - len(always)) if size >= len(always) else ():
+                subset = sorted((*always, *more))
                 yield {
                     **allowed,
                     **{s: tuple(c for label in subset for c in own.get(label, ())) for s, own in by_label.items()},

@@ -329,6 +329,46 @@ def test_a_window_for_all_sites_is_chosen_as_well_as_by_trying_each() -> None:
     assert value(replace(problem, at_most=(*problem.at_most, same))) == pytest.approx(min(each))
 
 
+def ringed(layers: int, windows: int, heads: int = 3) -> Problem:
+    """A runtime of one length of window, each layer windowed or full (said twice), and one format for the model; the
+    last site always takes what windows have where there is none."""
+    rng = np.random.default_rng(layers)
+    formats, sites = 3, layers * heads
+    spans = (*range(windows), windows)
+    pairs = [(span, form) for span in spans for form in range(formats)]
+    bytes_ = np.array([(span + 1) * (4 - form) for span, form in pairs])
+    blocks = [
+        np.stack([rng.uniform(1, 5) * (windows - np.array(pairs)[:, 0] + np.array(pairs)[:, 1]), bytes_], axis=1)
+        for _ in range(sites)
+    ]
+    kinds, window, form = tuple(range(len(pairs))), tuple(s for s, _ in pairs), tuple(f for _, f in pairs)
+    every = tuple(range(sites))
+    relations = (
+        *(
+            AtMost(every[i * heads : (i + 1) * heads], (shared,) * heads, 1)
+            for i in range(layers)
+            for shared in (kinds, window)
+        ),
+        AtMost((*every, sites), (*((window,) * sites), (windows,)), 2),
+        AtMost(every, (form,) * sites, 1),
+    )
+    usage = np.vstack([*blocks, np.zeros((1, 2))])
+    limits = np.array([np.inf, float(bytes_.mean()) * sites])
+    return Problem((len(pairs),) * sites + (1,), ("loss", "bytes"), usage, np.zeros(2), limits, (0,), relations)
+
+
+def test_one_window_and_one_format_for_many_layers_fit_in_a_tree() -> None:
+    """The relations over all layers are branched over first: by layers first there would be no end."""
+    tree = build(ringed(layers=30, windows=25))
+    assert tree is not None and tree.exact
+
+
+def test_one_window_and_one_format_are_chosen_as_well_as_by_trying_each() -> None:
+    problem = ringed(layers=2, windows=2, heads=1)
+    solution = checked(problem, solve(problem, gap=0.0))
+    assert solution.objective == pytest.approx(brute(problem))
+
+
 def test_two_of_many_classes_are_chosen_as_well_as_by_trying_every_pair() -> None:
     for seed in range(4):
         rng = np.random.default_rng(seed)

@@ -45,7 +45,7 @@ ROUNDED_INPUTS_NATS, NATS = 0.03, 0.01
 
 WINDOWS_ALONE = (
     "uniform-kv,pyramid-kv,prefix-kv,streaming-heads,elastic-windows,weight-bits{bits=8,16},"
-    "legalise,prune-dominated,assign"
+    "kv-bits{k_bits=16;v_bits=16},legalise,prune-dominated,assign"
 )
 """What vLLM's CPU build runs without AVX-512: neither four-bit products nor fp8 caches."""
 

@@ -91,14 +91,17 @@ def score(directory: Path) -> dict[str, object]:
         found = zip(prompt[1:], output.prompt_logprobs[1:], strict=True)
         scores.append([entry[token].logprob for token, entry in found])
         tokens.append(list(output.outputs[0].token_ids)[: asked["new_tokens"]])
-    return {"scores": scores, "tokens": tokens, "decode_s": decode_seconds(engine, prompts[0], asked["new_tokens"])}
+    decode_s = decode_seconds(engine, asked["prompts"][0], asked["new_tokens"])
+    return {"scores": scores, "tokens": tokens, "decode_s": decode_s}
 
 
-def decode_seconds(engine: Any, prompt: Any, new_tokens: int) -> float | None:
-    """Seconds of a token after the first, over a prompt that the engine has cached; None where there is none."""
-    if new_tokens < 2:
+def decode_seconds(engine: Any, longest: list[int], new_tokens: int) -> float | None:
+    """Seconds of a token after the first, the last of them where `longest` ends; None where there is none."""
+    if not 2 <= new_tokens < len(longest):
         return None
-    from vllm import SamplingParams
+    from vllm import SamplingParams, TokensPrompt
+
+    prompt = TokensPrompt(prompt_token_ids=longest[:-new_tokens])  # the context may have no room beyond it
 
     def taken(tokens: int) -> float:
         sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)

@@ -50,7 +50,8 @@ class Configured:
 class Scored:
     """Of each prompt: natural log-probabilities of its tokens after the first, and the greedy tokens that follow.
 
-    `decode_s` is the first prompt's seconds of a token after the first, compiling nothing; None where none was asked.
+    `decode_s` is the seconds of a token after the first, the last at the first prompt's length, compiling nothing; None
+    where none was asked.
     """
 
     scores: tuple[tuple[float, ...], ...]

@@ -95,6 +95,21 @@ def test_a_plan_that_takes_what_it_may_stays(prepared: Prepared) -> None:
     assert again is plan and same is fitting
 
 
+def test_little_loss_is_no_reason_to_solve_again_where_it_is_what_is_minimised(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.compile.correct.solved_again", lambda *_: pytest.fail("it was solved again"))
+    passes = pipeline(None)
+    goal = Goal("loss_nats", Limits(loss_nats=10.0, kv_share=0.5))
+    least = replace(
+        prepared, request=replace(prepared.request, goal=goal), context=replace(prepared.context, goal=goal)
+    )
+    plan = solved(least, passes)
+    assert lost(least, plan) < LEAST_TAKEN * 10.0
+    again, same = correct(plan, least, passes, quiet)
+    assert again is plan and same is least
+
+
 def test_fresh_documents_are_others_and_as_many(prepared: Prepared) -> None:
     assert prepared.exam is not None
     tokenizer, (first,) = prepared.weights.tokenizer, prepared.exam.documents

@@ -9,6 +9,7 @@ from planner.compile.search import Pipeline, search
 from planner.errors import Infeasible
 from planner.executor import Progress
 from planner.plan import Plan
+from planner.prices import LOSS
 from planner.quality import compare
 
 ROUNDS = 3
@@ -26,9 +27,11 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
     is solved by what is true where it will be. Where none kept the limit the last one stays, and verification has the
     last word.
     """
-    limit = prepared.request.goal.limits.loss_nats
+    goal = prepared.request.goal
+    limit = goal.limits.loss_nats
     if limit is None or prepared.context.loss is None:
         return plan, prepared
+    least = 0.0 if goal.minimise == LOSS else LEAST_TAKEN * limit  # little is what such a goal is after
     _, document = calibration_documents(prepared.request, prepared.weights, prepared.context.seed)
     first, chunk = len(document) // 2, prepared.request.workload.prefill_chunk_tokens
     answers = prepared.executor.open(baseline(prepared)).score(document, first, chunk)
@@ -38,7 +41,7 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
         score = compare(answers, prepared.executor.open(plan).score(document, first, chunk), document[first + 1 :])
         if score.loss_nats <= limit and (kept is None or objective(plan) <= objective(kept[0])):
             kept = plan, prepared
-        if LEAST_TAKEN * limit <= score.loss_nats <= limit or number == ROUNDS:
+        if least <= score.loss_nats <= limit or number == ROUNDS:
             break
         prepared = measured(prepared, plan, score.loss_nats)
         again = solved_again(plan, prepared, passes)

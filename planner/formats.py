@@ -233,7 +233,7 @@ def weight_bytes(tensor: TensorSpec, form: WeightFormat) -> int:
         return groups * GGML[form.scheme][2]
     if form.scheme == "grouped":
         return codes + groups * 2 * SCALE_BYTES
-    floats = 2 if form.scheme in ("exact", "unrounded") and has_minimum(tensor) else 1
+    floats = 2 if form.as_source and has_minimum(tensor) else 1
     return codes + groups * floats * FLOAT_SCALE_BYTES
 
 

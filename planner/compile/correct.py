@@ -43,7 +43,7 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
             kept = plan, prepared
         if least <= score.loss_nats <= limit or number == ROUNDS:
             break
-        prepared = measured(prepared, plan, score.loss_nats)
+        prepared = rescaled(prepared, plan, score.loss_nats)
         again = solved_again(plan, prepared, passes)
         if again is None:
             break
@@ -52,8 +52,8 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
     return kept or (plan, prepared)
 
 
-def measured(prepared: Prepared, plan: Plan, loss_nats: float) -> Prepared:
-    """Prepared with losses of solved plans expected as one was measured."""
+def rescaled(prepared: Prepared, plan: Plan, loss_nats: float) -> Prepared:
+    """Prepared with the losses of solved plans scaled to what running one of them showed."""
     loss = prepared.context.loss
     total = 0.0 if loss is None else loss.total(plan.chosen)
     if loss is None or total <= 0:

@@ -50,7 +50,7 @@ def fresh(asked: Exam, tokenizer: "Tokenizer", request: Request) -> Exam | None:
 
     count, context = len(asked.documents), len(asked.documents[0])
     content, where = read(request.verification.text, documents.VERIFICATION_TEXT)
-    # Twice as many begin where the first ones do, but for what rounding leaves, and between them.
+    # Of twice as many documents every other one begins where the first ones do, give or take a token for each.
     room = len(tokenizer(content, add_special_tokens=False, verbose=False).input_ids)
     if room < 2 * count * (context + 2 * count):
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from passes.uniform_settings import uniform_settings
 from planner.compile.contest import contest
-from planner.compile.correct import measured, solved_again
+from planner.compile.correct import rescaled, solved_again
 from planner.compile.exam import fresh
 from planner.compile.prepare import Prepared
 from planner.compile.priced import baseline, priced
@@ -39,7 +39,7 @@ def prove(prepared: Prepared, asked: Exam, widened: Space, plan: Plan, passes: P
     notes: tuple[str, ...] = ()
     lost, limit = loss_nats(rows[-1]), prepared.request.goal.limits.loss_nats
     others = fresh(asked, prepared.weights.tokenizer, prepared.request) if limit is not None and lost > limit else None
-    again = None if others is None else solved_again(plan, measured(prepared, plan, lost), passes)
+    again = None if others is None else solved_again(plan, rescaled(prepared, plan, lost), passes)
     if others is not None and again is not None:
         best = [replace(row.plan, measured=None, quality_verified=False) for row in rows if row.name == "uniform"]
         rows = contest(prepared, others, baseline(prepared), best, again, progress)

@@ -3,7 +3,7 @@
 The second plan is scored on other documents than the first, which told how far its loss was off.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from passes.uniform_settings import uniform_settings
 from planner.compile.contest import contest
@@ -41,7 +41,7 @@ def prove(prepared: Prepared, asked: Exam, widened: Space, plan: Plan, passes: P
     others = fresh(asked, prepared.weights.tokenizer, prepared.request) if limit is not None and lost > limit else None
     again = None if others is None else solved_again(plan, rescaled(prepared, plan, lost), passes)
     if others is not None and again is not None:
-        best = [replace(row.plan, measured=None, quality_verified=False) for row in rows if row.name == "uniform"]
+        best = [row.plan for row in rows if row.name == "uniform"]
         rows = contest(prepared, others, baseline(prepared), best, again, progress)
         notes = (
             f"a first plan lost {lost:.4g} nats when it was run, where at most {limit:g} was asked; the planned row was"

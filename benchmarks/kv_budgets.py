@@ -39,6 +39,7 @@ from planner.pipeline import PassContext, dense, run
 from planner.plan import trial
 from planner.progress import ProgressLine
 from planner.quality import compare
+from planner.request import Verification
 from planner.space import Space
 from planner.verify import ANSWER_TOKENS, Exam, Tokens, recalled
 from profiles.documents import CALIBRATION_TEXT, shipped
@@ -81,7 +82,8 @@ def main() -> None:
         ctx, exams = prepared.context, dict[str, Exam]()
         for text in options.texts or [None]:
             seen = prepared.profile.documents
-            asked = exam(prepared.weights.tokenizer, ctx.workload, text, options.documents, seen)
+            told = Verification(text, options.documents)
+            asked = exam(prepared.weights.tokenizer, ctx.workload, told, seen)
             exams["shipped" if text is None else text.stem] = asked
         bench = Bench(prepared, exams, options.tail, options.results)
         bench.measure(options.shares, options.methods)

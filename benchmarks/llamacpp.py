@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     request = load_request(options.model)
     workload = replace(request.workload, context_tokens=(options.context,), weights=(), new_tokens=32)
-    verification = replace(request.verification, documents=options.documents)
+    verification = replace(request.verification, documents=options.documents, recall=0)
     request = replace(request, workload=workload, verification=verification)
     if options.calibration is not None:
         documents, draws = options.calibration
@@ -110,7 +110,7 @@ def cell(prepared: Prepared, preset: str, progress: ProgressLine) -> list[list[s
     ours = solved(prepared, Goal("loss_nats", Limits(weight_bytes=size, decode_s=step_s)), whole)
     plain = replace(whole, k=FLOAT32, v=FLOAT32)
     every = {tensor.name: WeightFormat(32) for tensor in spec.tensors}
-    with Examiner(asked.without_recall, progress) as examiner:
+    with Examiner(asked, progress) as examiner:
         examiner.take_dense(prepared.executor.open(setting(prepared, "dense", plain, every)))
         open_ = prepared.executor.open
         plans, results = {preset: theirs}, {preset: examiner.take(preset, open_(theirs))}

@@ -30,6 +30,7 @@ from planner.files import write_text
 from planner.goal import Goal, Limits
 from planner.plan import trial
 from planner.progress import ProgressLine
+from planner.request import Verification
 from planner.space import Choice, Site, Space, violated
 from planner.verify import Examiner
 
@@ -73,9 +74,10 @@ def main() -> None:
         trials = [*mixtures(prepared, options.random), *solved(prepared)]
         tokenizer, seen = prepared.weights.tokenizer, prepared.profile.documents
         for text in options.texts or [None]:
-            asked = exam(tokenizer, prepared.context.workload, text, options.documents, seen)
+            told = Verification(text, options.documents, recall=0)
+            asked = exam(tokenizer, prepared.context.workload, told, seen)
             name = "shipped" if text is None else text.stem
-            with Examiner(asked.without_recall, progress) as examiner:
+            with Examiner(asked, progress) as examiner:
                 measure(prepared, examiner, trials, name, options.results)
     report(options.results)
 

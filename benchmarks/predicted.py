@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     request = load_request(options.model)
     # One document to read is enough: nothing is verified.
-    request = replace(request, verification=replace(request.verification, documents=1))
+    request = replace(request, verification=replace(request.verification, documents=1, recall=0))
     if options.calibration is not None:
         documents, draws = options.calibration
         request = replace(request, calibration=replace(request.calibration, documents=documents, draws=draws))

@@ -86,7 +86,7 @@ def main() -> None:
         load_request(options.model),
         workload=Workload((CONTEXT_TOKENS,), new_tokens=NEW_TOKENS),
         calibration=Calibration(documents=1, draws=1),
-        verification=Verification(documents=options.documents),
+        verification=Verification(documents=options.documents, recall=0),
     )
     options.results.mkdir(parents=True, exist_ok=True)
     lines = [["", "runtime", "reference", "apart", "at most", "weight bytes: plan", "file", "ms/token", "plan"]]

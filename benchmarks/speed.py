@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("out/speed"))
     options = parser.parse_args()
     request = load_request(options.model)
-    request = replace(request, verification=replace(request.verification, documents=options.documents))
+    request = replace(request, verification=replace(request.verification, documents=options.documents, recall=0))
     if options.text is not None:
         request = replace(request, verification=replace(request.verification, text=options.text))
     if options.calibration is not None:
@@ -85,7 +85,7 @@ def cell(request: Request, neighbours: int, progress: ProgressLine) -> dict[str,
     plan, prepared = correct(planned(prepared, passes, found), prepared, passes, progress)
     settings = uniform_settings(found.widened, prepared.context, UNIFORMS)
     uniform = [priced(prepared, "uniform", space) for space in settings]
-    asked = prepared.exam.without_recall
+    asked = prepared.exam
     rows = contest(prepared, asked, baseline(prepared), uniform, plan, progress)
     print("\n".join(costs_table(rows)))
     result: dict[str, object] = {

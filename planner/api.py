@@ -144,11 +144,16 @@ def pareto(
     )
 
 
-def verify(directory: Path, text: Path | None = None, documents: int = 8, progress: Progress = quiet) -> VerifyReport:
-    """Run an artefact on a text: loss against its own model with nothing compressed, retrieval, bytes, seconds."""
+def verify(
+    directory: Path, text: Path | None = None, documents: int = 8, recall: int = 5, progress: Progress = quiet
+) -> VerifyReport:
+    """Run an artefact on a text: loss against its own model with nothing compressed, retrieval, bytes, seconds.
+
+    `recall` prompts of each kind hide a number.
+    """
     from planner.compile.verification import verify_artefact
 
-    return verify_artefact(directory, Verification(text, documents), progress)
+    return verify_artefact(directory, Verification(text, documents, recall), progress)
 
 
 def check(directory: Path, quick: bool = False, progress: Progress = quiet) -> "CheckReport":

@@ -27,14 +27,20 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What the artefact is proved on: `documents` of a text, the shipped one if None, that calibration never saw."""
+    """What the artefact is proved on: `documents` of a text, the shipped one if None, that calibration never saw.
+
+    `recall` prompts of each kind, passkeys and key-value pairs, hide a number at as many depths; 0 for none.
+    """
 
     text: Path | None = None
     documents: int = 8
+    recall: int = 5
 
     def __post_init__(self) -> None:
         if self.documents < 1:
             raise InputError(f"verification.documents: found {self.documents}; must be at least 1")
+        if self.recall < 0:
+            raise InputError(f"verification.recall: found {self.recall}; must be at least 0, which asks nothing")
 
 
 @dataclass(frozen=True, slots=True)

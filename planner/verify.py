@@ -7,7 +7,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
@@ -53,11 +53,6 @@ class Exam:
     passkeys: tuple[Passkey, ...]
     chunk_tokens: int
     pairs: tuple[Passkey, ...] = ()
-
-    @property
-    def without_recall(self) -> "Exam":
-        """The same documents, and nothing asked."""
-        return replace(self, passkeys=(), pairs=())
 
 
 @dataclass(frozen=True, slots=True)

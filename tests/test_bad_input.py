@@ -70,6 +70,7 @@ def compile_with(compiled: Compiled, tmp_path: Path) -> Callable[..., Result]:
         ("kv_share: 0.5", "kv_bytes: 3 parsec", ("kv_bytes", "parsec")),
         ("[64]", "[4096]", ("4096", "2048 positions")),
         ("{documents: 2}", "{documents: 0}", ("verification.documents", "at least 1")),
+        ("{documents: 2}", "{recall: -1}", ("verification.recall", "at least 0")),
         ("{documents: 2}", "{documents: 100000}", ("holds", "documents of 64 need")),
         ("{documents: 2}", "{documents: 2, text: none.txt}", ("none.txt", "cannot be read")),
         ("huggingface: ", "huggingface: ./nowhere, config: ", ("source", "exactly one")),

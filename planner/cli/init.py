@@ -47,6 +47,8 @@ calibration:
 verification:
   # text: verification.txt
   documents: VERIFICATION_DOCUMENTS
+  recall: VERIFICATION_RECALL     # prompts that hide a passkey, and as many a key-value pair; 0 for none, which saves
+                                  # most of the time where contexts are long
 """
 
 
@@ -58,6 +60,7 @@ def template() -> str:
         "CALIBRATION_DOCUMENTS": Calibration().documents,
         "CALIBRATION_DRAWS": Calibration().draws,
         "VERIFICATION_DOCUMENTS": Verification().documents,
+        "VERIFICATION_RECALL": Verification().recall,
     }
     text = TEMPLATE
     for name, count in counts.items():

@@ -22,8 +22,15 @@ from planner.cli.output import PATH, json_option, show
     show_default=True,
     help="Documents of the text to measure; more narrow the intervals.",
 )
+@click.option(
+    "--recall",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Prompts that hide a passkey, and as many that hide a key-value pair; 0 for none.",
+)
 @json_option
-def command(directory: Path, text: Path | None, documents: int, as_json: bool) -> None:
+def command(directory: Path, text: Path | None, documents: int, recall: int, as_json: bool) -> None:
     """Run a compiled artefact beside its dense model: KL in nats per token, perplexity, retrieval, bytes, seconds.
 
     \b
@@ -37,7 +44,7 @@ def command(directory: Path, text: Path | None, documents: int, as_json: bool) -
     from planner.progress import ProgressLine
 
     with ProgressLine() as progress:
-        result = api.verify(directory, text, documents, progress)
+        result = api.verify(directory, text, documents, recall, progress)
     show(result, as_json)
     if result.missed:
         raise VerificationFailed(f"{directory}: measured {result.missed} on this text")

@@ -7,35 +7,32 @@ from typing import TYPE_CHECKING
 
 from planner.errors import InputError
 from planner.goal import Workload
-from planner.request import Request
+from planner.request import Request, Verification
 from planner.verify import ANSWER_TOKENS, Exam, Passkey
 
 if TYPE_CHECKING:
     from profiles.documents import Recall, Tokenizer
 
-DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Where in a prompt the numbers are hidden."""
-
 PASSKEY_SEED, PAIR_SEED = 1000, 2000
 """Far from the seeds of what models are calibrated on, which count from the user's; each depth takes the next one."""
 
 
-def exam(tokenizer: "Tokenizer", workload: Workload, text: Path | None, count: int, seen: Collection[str] = ()) -> Exam:
-    """`count` documents of a text (the shipped one if None), none among the `seen` hashes, and the hidden numbers."""
+def exam(tokenizer: "Tokenizer", workload: Workload, told: Verification, seen: Collection[str] = ()) -> Exam:
+    """The documents, none among the `seen` hashes, and the hidden numbers."""
     from profiles import documents
     from profiles.model import document_sha256
 
     context = workload.longest_tokens
-    content, where = read(text, documents.VERIFICATION_TEXT)
-    found = documents.slices(tokenizer, content, [context] * count, where)
+    content, where = read(told.text, documents.VERIFICATION_TEXT)
+    found = documents.slices(tokenizer, content, [context] * told.documents, where)
     for document in found:
         if document_sha256(document) in seen:
             raise InputError(f"{where}: holds a document that the model was calibrated on; give another text")
 
     def asked(prompt: "Callable[..., Recall]", seed: int) -> tuple[Passkey, ...]:
-        """One question for each depth."""
+        """One question at each depth, evenly from the start of the prompt to its end."""
         room = context - ANSWER_TOKENS
-        found = (prompt(tokenizer, room, depth, seed + i) for i, depth in enumerate(DEPTHS))
+        found = (prompt(tokenizer, room, (i + 0.5) / told.recall, seed + i) for i in range(told.recall))
         # In a short context the question alone may take more than there is: then nothing is asked.
         return tuple(passkey(tokenizer, recall) for recall in found if len(recall.prompt) <= room)
 

@@ -198,8 +198,7 @@ def questions(request: Request, weights: "CheckpointWeights", seed: int) -> Exam
             )
     calibration, held_out = calibration_documents(request, weights, seed)
     seen = {document_sha256(document) for document in (*calibration, held_out)}
-    asked = request.verification
-    return exam(weights.tokenizer, request.workload, asked.text, asked.documents, seen)
+    return exam(weights.tokenizer, request.workload, request.verification, seen)
 
 
 def calibration_documents(

@@ -63,7 +63,7 @@ def rival(
         + (", taken" if one is best else "")
         for one in found
     )
-    asked = exam(weights.tokenizer, workload, request.verification.text, documents).without_recall
+    asked = exam(weights.tokenizer, workload, replace(request.verification, documents=documents, recall=0))
     losses = {}
     with Examiner(asked, progress) as examiner:
         here = (("dram", 1.0),)

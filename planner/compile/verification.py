@@ -24,7 +24,7 @@ def verify_artefact(directory: Path, asked: Verification, progress: Progress) ->
     """
     plan, ran_by = runnable(directory)
     session = ran_by.load(directory)
-    questions = exam(tokenizer(directory), plan.workload, asked.text, asked.documents)
+    questions = exam(tokenizer(directory), plan.workload, asked)
     reference = ran_by.uncompressed(directory)
     with Examiner(questions, progress) as examiner:
         dense = examiner.take_dense(reference)

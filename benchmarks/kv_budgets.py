@@ -113,7 +113,7 @@ class Bench:
             told["kv_bytes"] = total(space.chosen, ctx.spec, ctx.workload, ctx.hardware).kv_bytes
             told["predicted_nats"] = asdict(ctx.loss.predicted(space.chosen, method == "planned"))
             told["sum_of_prices"] = ctx.loss.total(space.chosen)
-        write_text(json.dumps(told), self.results / "plans" / f"{share:g}-{method}.json")
+        self.keep(told, "plans", f"{share:g}-{method}")
         return space
 
     def unfinished(self, folder: str, shares: Sequence[float], methods: Sequence[str]) -> Iterator[tuple[str, Space]]:
@@ -132,6 +132,11 @@ class Bench:
     def __post_init__(self) -> None:
         self._plans: dict[str, Space | None] = {}
 
+    def keep(self, told: dict[str, object], folder: str, name: str) -> None:
+        """Write a cell, or what is known of a plan."""
+        (self.results / folder).mkdir(parents=True, exist_ok=True)
+        write_text(json.dumps(told), self.results / folder / f"{name}.json")
+
     def measure(self, shares: Sequence[float], methods: Sequence[str]) -> None:
         """Score plans on documents that are not done: all plans on one before the next, so that they can be paired."""
         executor, ctx = self.prepared.executor, self.prepared.context
@@ -148,9 +153,7 @@ class Bench:
                     told = session.score(document, asked.first, CHUNK_TOKENS)
                     half = compare(whole, told, document[asked.first + 1 :])
                     end = compare(whole[-self.tail :], told[-self.tail :], document[len(document) - self.tail + 1 :])
-                    write_text(
-                        json.dumps({"half": asdict(half), "end": asdict(end)}), self.results / folder / f"{name}.json"
-                    )
+                    self.keep({"half": asdict(half), "end": asdict(end)}, folder, name)
 
     def recall(self, shares: Sequence[float], methods: Sequence[str]) -> None:
         """Ask every plan for the hidden numbers, and count its bytes."""
@@ -161,8 +164,7 @@ class Bench:
             document = asked.documents[0]
             counted = session.time(document[: len(document) - 8], 8, CHUNK_TOKENS)
             passkeys, pairs = recalled(session, asked.passkeys), recalled(session, asked.pairs)
-            told = {"kv_bytes": counted.kv_bytes, "passkeys": passkeys, "pairs": pairs}
-            write_text(json.dumps(told), self.results / "recall" / f"{name}.json")
+            self.keep({"kv_bytes": counted.kv_bytes, "passkeys": passkeys, "pairs": pairs}, "recall", name)
 
     def press(self, python: Path, shares: Sequence[float]) -> None:
         """Run kvpress's presses on the same documents and prompts, and read their answers."""
@@ -190,8 +192,7 @@ class Bench:
             work(python, order, Path(scratch), cells)
         for name, tells in found.items():
             told = json.loads((cells / f"{name}.json").read_text())
-            right = {press: tells(each["answer"]) for press, each in told.items()}
-            write_text(json.dumps(right), cells / f"{name}-found.json")
+            self.keep({press: tells(each["answer"]) for press, each in told.items()}, cells.name, f"{name}-found")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,20 @@
     python benchmarks/llamacpp.py examples/smollm2.yaml --between-grid --results out/llamacpp
 
 For every preset: the types it really stores (rows that are no multiple of 256 have no K-quants), a plan of no more
-bytes that loses the least, and the smallest plan that is measured to lose no more than the preset; both are to decode
-as fast, as predicted of this machine, for types differ in what they take to multiply with. The cache is float16 in all
-of them. A source that lies on a 4-bit grid keeps every number at 4 bits, which no preset can match: with
---between-grid its numbers are first moved at random by up to half a step of their block, as they may have lain before
-they were rounded, and the dense model is the one moved. Every preset is kept in the results directory as it is done.
+bytes that loses the least, and the smallest plan that is measured to lose no more than the preset. Both are to decode
+as fast, for types differ in what they take to multiply with: seconds are predicted of this machine, and where a plan is
+measured to be slower it is solved again for as much less. The cache is float16 in all of them. A source that lies on a
+4-bit grid keeps every number at 4 bits, which no preset can match: with --between-grid its numbers are first moved at
+random by up to half a step of their block, as they may have lain before they were rounded, and the dense model is the
+one moved. Every preset is kept in the results directory as it is done.
 """
 
 import argparse
 import json
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from planner import cost
 from planner.compile.prepare import Prepared, opened, prepare
 from planner.config import load_request
 from planner.errors import Infeasible, PlannerError
-from planner.executor import Timing
+from planner.executor import Progress, Timing
 from planner.explain import table
 from planner.files import write_text
 from planner.formats import weight_bytes
@@ -107,42 +109,63 @@ def cell(prepared: Prepared, preset: str, progress: ProgressLine) -> list[list[s
     size = bytes_of(prepared, theirs)
     hardware = prepared.context.hardware
     step_s = cost.total(theirs.chosen, spec, prepared.request.workload, hardware).decode_s * hardware.pessimism
-    ours = solved(prepared, Goal("loss_nats", Limits(weight_bytes=size, decode_s=step_s)), whole)
     plain = replace(whole, k=FLOAT32, v=FLOAT32)
     every = {tensor.name: WeightFormat(32) for tensor in spec.tensors}
     with Examiner(asked, progress) as examiner:
         examiner.take_dense(prepared.executor.open(setting(prepared, "dense", plain, every)))
-        open_ = prepared.executor.open
-        plans, results = {preset: theirs}, {preset: examiner.take(preset, open_(theirs))}
-        if ours is not None:
-            plans["planned, bytes"] = ours
-            results["planned, bytes"] = examiner.take("planned", open_(ours))
-        small = smallest(
-            prepared, results[preset].loss.value, step_s, whole, lambda plan: examiner.take("for the loss", open_(plan))
-        )
-        if small is not None:
-            plans["planned, loss"], results["planned, loss"] = small
-        sessions = {name: open_(plan) for name, plan in plans.items()}
+        trials = Trials(prepared, examiner, theirs, examiner.take(preset, prepared.executor.open(theirs)), progress)
+        lost = trials.result.loss.value
+        plans, results = {preset: theirs}, {preset: trials.result}
+        for name, goal, nats in (
+            ("planned, bytes", Goal("loss_nats", Limits(weight_bytes=size)), math.inf),
+            ("planned, loss", Goal("weight_bytes"), lost),
+        ):
+            found = trials.plan(name, goal, whole, nats, step_s)
+            if found is not None:
+                plans[name], results[name] = found
+        sessions = {name: prepared.executor.open(plan) for name, plan in plans.items()}
         timings = race(sessions, asked.documents[0], prepared.request.workload, progress)
     return [line(prepared, name, plans[name], results[name], timings[name]) for name in plans]
 
 
-def smallest(
-    prepared: Prepared, nats: float, step_s: float, whole: KvChoice, take: Callable[[Plan], Measured]
-) -> tuple[Plan, Measured] | None:
-    """The plan of fewest bytes that is predicted to be as quick and measured to lose no more; prices are scaled till it
-    does, a few times."""
-    limit = nats / AIMED_SHARE  # the solver aims at that share of a limit, and here the loss is to be the same
-    for _ in range(TRIES):
-        goal = Goal("weight_bytes", Limits(loss_nats=limit, decode_s=step_s))
-        plan = solved(prepared, goal, whole) if nats > 0 else None
-        if plan is None:
-            return None
-        measured = take(plan)
-        if measured.loss.value <= nats:
-            return plan, measured
-        limit *= SAFETY * nats / measured.loss.value
-    return None
+@dataclass(frozen=True)
+class Trials:
+    """Plans tried beside a preset: what is predicted of them is held to less till they are measured to be as good."""
+
+    prepared: Prepared
+    examiner: Examiner
+    preset: Plan
+    result: Measured
+    progress: Progress
+
+    def plan(self, name: str, goal: Goal, whole: KvChoice, nats: float, step_s: float) -> tuple[Plan, Measured] | None:
+        """The first plan measured to lose no more than `nats` and to decode as fast as the preset; the fastest of those
+        that lose no more where none is as fast, and None where none is found. `step_s` is the preset's, as predicted.
+        """
+        # The solver aims at that share of a limit, and here the loss is to be the same.
+        limit, kept = nats / AIMED_SHARE, list[tuple[float, Plan, Measured]]()
+        for _ in range(TRIES):
+            limits = replace(goal.limits, decode_s=step_s, loss_nats=None if math.isinf(nats) else limit)
+            found = solved(self.prepared, replace(goal, limits=limits), whole) if nats > 0 else None
+            if found is None:
+                break
+            measured, slower = self.examiner.take(name, self.prepared.executor.open(found)), self.slower(found)
+            if measured.loss.value <= nats:
+                kept.append((slower, found, measured))
+            else:
+                limit *= SAFETY * nats / measured.loss.value
+            if measured.loss.value <= nats and slower <= 1:
+                break
+            step_s /= max(slower, 1.0)
+        return min(kept, key=lambda each: max(each[0], 1.0))[1:] if kept else None
+
+    def slower(self, plan: Plan) -> float:
+        """Time of a step over that of the preset, in turns."""
+        open_, workload = self.prepared.executor.open, self.prepared.request.workload
+        document = self.examiner.exam.documents[0]
+        timings = race({"plan": open_(plan), "preset": open_(self.preset)}, document, workload, self.progress)
+        mine, theirs = (decode_s(timings[name]) for name in ("plan", "preset"))
+        return mine / theirs
 
 
 def setting(prepared: Prepared, name: str, whole: KvChoice, forms: Mapping[str, WeightFormat]) -> Plan:
@@ -174,10 +197,14 @@ def bytes_of(prepared: Prepared, plan: Plan) -> int:
 
 def line(prepared: Prepared, name: str, plan: Plan, result: Measured, timings: Sequence[Timing]) -> list[str]:
     types = Counter(codes.ggml_type(choice.format).name for _, choice in plan.weights)
-    decode = quartiles([s for timing in timings for s in timing.decode_s])
     size = f"{bytes_of(prepared, plan) / 1e6:.1f}"
     told = ", ".join(f"{count} {kind}" for kind, count in types.most_common())
-    return [name, size, str(result.loss), f"{decode.value * 1e3:.1f}", told]
+    return [name, size, str(result.loss), f"{decode_s(timings) * 1e3:.1f}", told]
+
+
+def decode_s(timings: Sequence[Timing]) -> float:
+    """The median step."""
+    return quartiles([s for timing in timings for s in timing.decode_s]).value
 
 
 if __name__ == "__main__":

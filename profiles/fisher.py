@@ -14,92 +14,17 @@ ratio of the two over all sites, which many sites make certain.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
 
 BLOCK = 256
 """Queries whose attention rows are held at a time, and whose part of an inner product is squared by itself."""
 
 NARROW = 64
 """Queries that share their keys under a window of up to BLOCK tokens."""
-
-
-@dataclass
-class Capture:
-    """What attention saw and gave in one forward pass, layer by layer.
-
-    q        [q_heads, tokens, head_dim]   after RoPE
-    k, v     [kv_heads, tokens, head_dim]
-    out      [1, q_heads, tokens, head_dim] in the graph, before the output projection
-    """
-
-    q: dict[int, Tensor] = field(default_factory=dict)
-    k: dict[int, Tensor] = field(default_factory=dict)
-    v: dict[int, Tensor] = field(default_factory=dict)
-    out: dict[int, Tensor] = field(default_factory=dict)
-    scale: dict[int, float] = field(default_factory=dict)
-
-
-def captured_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    capture: Capture | None = None,
-    sliding_window: int | None = None,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """Dense causal attention that leaves its inputs and output in `capture`."""
-    if capture is None:
-        raise RuntimeError("captured attention was called without a capture; use forward()")
-    tokens, layer = query.shape[2], cast(int, module.layer_idx)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mask = None
-    if sliding_window is not None and sliding_window < tokens:
-        now = torch.arange(tokens)
-        mask = (now <= now[:, None]) & (now > now[:, None] - sliding_window)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
-    )
-    capture.q[layer], capture.k[layer], capture.v[layer] = (x.detach()[0] for x in (query, key, value))
-    capture.out[layer], capture.scale[layer] = out, scale
-    return out.transpose(1, 2), None
-
-
-AttentionInterface.register("captured", captured_attention)
-AttentionMaskInterface.register("captured", lambda *args, **kwargs: None)  # the mask is built where it is needed
-
-
-def forward(model: PreTrainedModel, tokens: Sequence[int], scored: int) -> tuple[Capture, Tensor]:
-    """One pass over a document with its graph: what attention saw, and logits [scored, vocab] of the last positions.
-
-    Only inputs carry gradients, unless the caller lets weights do so too.
-    """
-    capture = Capture()
-    model.set_attn_implementation("captured")
-    ids = torch.tensor([list(tokens)])
-    embedded = model.get_input_embeddings()(ids)
-    if torch.is_grad_enabled() and not embedded.requires_grad:
-        embedded = embedded.detach().requires_grad_()
-    out = model(inputs_embeds=embedded, use_cache=False, capture=capture, logits_to_keep=scored)
-    return capture, out.logits[0]
-
-
-def draws(logits: Tensor, count: int, seed: int) -> Iterator[Tensor]:
-    """For each draw the log-likelihood (a scalar in the graph) of labels sampled from the model's own predictions."""
-    generator = torch.Generator().manual_seed(seed)
-    chances = logits.detach().softmax(-1)
-    total = logits.logsumexp(-1).sum()
-    for _ in range(count):
-        labels = torch.multinomial(chances, 1, generator=generator)
-        yield logits.gather(-1, labels).sum() - total
 
 
 @dataclass(frozen=True)
@@ -224,16 +149,19 @@ def recent_mass(q: Tensor, k: Tensor, scale: float, options: Options) -> Tensor:
     return shares / (q.shape[0] * (tokens - tokens // 2))
 
 
-@dataclass
-class Products:
-    """The products with weight matrices in one forward pass: the output of each in the graph, by the matrix's name, and
-    how it changes where the inputs are rounded as each format does (None where a format takes them as they are).
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A product with a weight matrix: its output in the graph, and how that changes where the inputs are rounded.
 
-    outputs  [1, tokens, outputs]
+    The changes are in the order of the formats, None where one takes inputs as they are.
+
+    output   [1, tokens, outputs]
+    changes  like it
     """
 
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    changes: dict[str, list[Tensor | None]] = field(default_factory=dict)
+    name: str
+    output: Tensor
+    changes: tuple[Tensor | None, ...]
 
 
 Recode = Callable[[Tensor], Sequence[Tensor | None]]
@@ -241,16 +169,18 @@ Recode = Callable[[Tensor], Sequence[Tensor | None]]
 
 
 @contextmanager
-def watched(model: PreTrainedModel, names: Mapping[str, torch.nn.Module], recode: Recode) -> Iterator[Products]:
-    """What passes through the linear layers of those names while the block runs."""
-    seen = Products()
+def watched(names: Mapping[str, torch.nn.Module], recode: Recode) -> Iterator[list[Rounded]]:
+    """What passes through linear layers, named by their matrices, where a graph is built while the block runs."""
+    seen: list[Rounded] = []
 
     def watch(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
         def after(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if not output.requires_grad:
+                return
             x, weight = inputs[0].detach(), cast(Tensor, module.weight).detach()
-            seen.outputs[name] = output
             read = recode(x.reshape(-1, x.shape[-1]))
-            seen.changes[name] = [None if r is None else (r.view_as(x) - x) @ weight.T for r in read]
+            changes = tuple(None if r is None else (r.view_as(x) - x) @ weight.T for r in read)
+            seen.append(Rounded(name, output, changes))
 
         return after
 
@@ -262,33 +192,10 @@ def watched(model: PreTrainedModel, names: Mapping[str, torch.nn.Module], recode
             hook.remove()
 
 
-def weight_products(
-    scalar: Tensor,
-    weights: Sequence[Tensor],
-    changes: Callable[[int], Sequence[Tensor | None]],
-    inputs: Mapping[int, tuple[Tensor, Sequence[Tensor | None]]] | None = None,
-) -> Tensor:
-    """Inner products of one draw's gradients with what each format changes: [weights, formats]; NaN where none.
-
-    `changes` gives a format's change to a matrix (empty where it has none), and `inputs`, by the number of the matrix,
-    the output of its product with how rounding the inputs changes that.
-    """
-    inputs = inputs or {}
-    numbers = list(inputs)
-    wanted = [*weights, *(inputs[i][0] for i in numbers)]
-    gradients = torch.autograd.grad(scalar, wanted, retain_graph=True)
-    toward = dict(zip(numbers, gradients[len(weights) :], strict=True))
-    rows = []
-    for i, gradient in enumerate(gradients[: len(weights)]):
-        flat = gradient.flatten()
-        shifts = inputs[i][1] if i in inputs else ()
-        row = []
-        for number, change in enumerate(changes(i)):
-            if change is None:
-                row.append(float("nan"))
-                continue
-            product = float(flat @ change.flatten().float()) if change.numel() else 0.0
-            shift = shifts[number] if number < len(shifts) else None
-            row.append(product if shift is None else product + float((toward[i] * shift).sum()))
-        rows.append(row)
-    return torch.tensor(rows, dtype=torch.float64)
+def products(gradient: Tensor, changes: Sequence[Tensor | None], unchanged: float) -> list[float]:
+    """Inner products of a gradient with each format's change: 0 where it is empty, `unchanged` where there is none."""
+    flat = gradient.flatten()
+    return [
+        unchanged if change is None else float(flat @ change.flatten().float()) if change.numel() else 0.0
+        for change in changes
+    ]

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from planner.space import FLOAT16, KvFormat, KvSite, WeightFormat
 from planner.spec import LayerSpec, ModelSpec, TensorSpec
 from profiles import fisher
 from profiles.parts import Parts
+from profiles.streamed import Attended, Part, forward, part_of, passed_back, unseen
 from profiles.weights import CheckpointWeights
 
 RECODED_INPUTS = 64
@@ -36,7 +37,10 @@ WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 DRAWS_TOKENS = 2048
 """The length of document that is given `Calibration.draws` draws; shorter ones get more, up to four times as many."""
 
-MEASURING = ("model.py", "fisher.py", "anchors.py", "weight_anchors.py")
+SITES_A_THREAD = 4
+"""KV heads that are waited for before they are priced side by side."""
+
+MEASURING = ("model.py", "fisher.py", "streamed.py", "anchors.py", "weight_anchors.py")
 """The files whose code decides what is measured."""
 
 
@@ -161,19 +165,26 @@ class Profiler:
         sums: dict[str, list[list[Tensor]]] = {name: [[] for _ in self.spec.kv_sites] for name in ("q", "k", "v")}
         documents = self.calibration.documents
         peaks: dict[str, list[list[Tensor]]] = {name: [[] for _ in self.spec.kv_sites] for name in ("k", "v")}
-        for number, document in enumerate(documents):
-            self.progress("static factors", number, len(documents))
-            capture, _ = fisher.forward(self.model, document, 1)
-            for i, (site, layer) in enumerate(self._sites()):
-                queries = capture.q[site.layer][site.kv_head * layer.group : (site.kv_head + 1) * layer.group]
+
+        def add(attended: Attended) -> None:
+            """What one layer's attention saw."""
+            group = self.spec.layers[attended.layer].group
+            for i, site in enumerate(self.spec.kv_sites):
+                if site.layer != attended.layer:
+                    continue
+                queries = attended.q[site.kv_head * group : (site.kv_head + 1) * group]
                 for name, x in (
                     ("q", queries.flatten(0, 1)),
-                    ("k", capture.k[site.layer][site.kv_head, self.calibration.sinks :]),
-                    ("v", capture.v[site.layer][site.kv_head, self.calibration.sinks :]),
+                    ("k", attended.k[site.kv_head, self.calibration.sinks :]),
+                    ("v", attended.v[site.kv_head, self.calibration.sinks :]),
                 ):
                     sums[name][i].append(torch.stack([torch.ones(x.shape[1]) * len(x), x.sum(0), x.square().sum(0)]))
-                peaks["k"][i].append(capture.k[site.layer][site.kv_head].abs().amax(0))
-                peaks["v"][i].append(capture.v[site.layer][site.kv_head].abs().amax(0))
+                peaks["k"][i].append(attended.k[site.kv_head].abs().amax(0))
+                peaks["v"][i].append(attended.v[site.kv_head].abs().amax(0))
+
+        for number, document in enumerate(documents):
+            self.progress("static factors", number, len(documents))
+            forward(self.model, document, 1, add)
         self.progress("static factors", len(documents), len(documents))
         out: dict[str, list[NDArray[np.float32]]] = {
             f"{part}_peak": [torch.stack(found).amax(0).numpy() for found in peaks[part]] for part in ("k", "v")
@@ -199,39 +210,49 @@ class Profiler:
         """What fisher.KvProducts holds for all sites on a document, and attention mass [kv_sites, windows + full]."""
         calibration, stage = self.calibration, f"document {number + 1} of {len(self.calibration.documents)}"
         scored, draws = len(document) // 2, calibration.draws_for(len(document))
-        steps = draws + len(self.spec.layers)
-        self.progress(stage, 0, steps)
-        capture, logits = fisher.forward(self.model, document, scored)
-        outs = [capture.out[i] for i in range(len(self.spec.layers))]
-        gradients: list[list[Tensor]] = [[] for _ in outs]
-        for draw, scalar in enumerate(fisher.draws(logits, draws, calibration.seed + number)):
-            for found, gradient in zip(gradients, torch.autograd.grad(scalar, outs, retain_graph=True), strict=True):
-                found.append(gradient[0])
-            self.progress(stage, draw + 1, steps)
-        del logits, outs, scalar
-        done = 0
+        self.progress(stage, 0, len(self.spec.layers))
+        seen: dict[int, Attended] = {}
+        gradients: dict[int, list[Tensor]] = {}
+        priced: dict[KvSite, tuple[fisher.KvProducts, Tensor]] = {}
+
+        def see(attended: Attended) -> None:
+            seen[attended.layer] = attended
+
+        def wanted(part: Part) -> list[Tensor]:
+            if not isinstance(part, int):
+                return []
+            out, gradients[part] = seen[part].out, []
+            seen[part] = replace(seen[part], out=out.detach())  # or its graph would stay
+            return [out]
 
         def price(site: KvSite) -> tuple[fisher.KvProducts, Tensor]:
-            nonlocal done
-            layer = self.spec.layers[site.layer]
+            layer, attended = self.spec.layers[site.layer], seen[site.layer]
             heads = slice(site.kv_head * layer.group, (site.kv_head + 1) * layer.group)
-            q, k = capture.q[site.layer][heads], capture.k[site.layer][site.kv_head]
-            v, scale = capture.v[site.layer][site.kv_head], capture.scale[site.layer]
+            q, k, v = attended.q[heads], attended.k[site.kv_head], attended.v[site.kv_head]
             gradient = torch.stack([g[heads] for g in gradients[site.layer]])
             with torch.inference_mode():
                 options = self._options(k, v, statics[site], layer.window)
-                found = fisher.option_products(q, k, v, gradient, scale, options)
-                mass = fisher.recent_mass(q, k, scale, options)
-            done += 1
-            self.progress(stage, draws + done // layer.kv_heads, steps)
+                found = fisher.option_products(q, k, v, gradient, attended.scale, options)
+                mass = fisher.recent_mass(q, k, attended.scale, options)
             return found, mass
 
-        with one_thread_each() as pool:
-            priced = list(pool.map(price, self.spec.kv_sites))
+        passed = passed_back(self.model, document, scored, draws, calibration.seed + number, wanted, see)
+        for part, draw, found in passed:
+            if not isinstance(part, int):
+                continue
+            gradients[part].append(found[0][0])
+            sites = [site for site in self.spec.kv_sites if site.layer in seen]
+            if draw == draws - 1 and (part == 0 or len(sites) >= SITES_A_THREAD * torch.get_num_threads()):
+                with one_thread_each() as pool:
+                    priced |= zip(sites, pool.map(price, sites), strict=True)
+                seen.clear()
+                gradients.clear()
+                self.progress(stage, len(self.spec.layers) - part, len(self.spec.layers))
+        found_at = [priced[site] for site in self.spec.kv_sites]
         return {
-            "by_key": np.stack([products.by_key.numpy() for products, _ in priced]),
-            "by_value": np.stack([products.by_value.numpy() for products, _ in priced]),
-            "mass": np.stack([mass.numpy() for _, mass in priced]),
+            "by_key": np.stack([products.by_key.numpy() for products, _ in found_at]),
+            "by_value": np.stack([products.by_value.numpy() for products, _ in found_at]),
+            "mass": np.stack([mass.numpy() for _, mass in found_at]),
         }
 
     def _options(self, k: Tensor, v: Tensor, statics: KvStatics, reach: int | None) -> fisher.Options:
@@ -262,32 +283,49 @@ class Profiler:
 
     def _price_weights_on(self, document: Sequence[int], number: int) -> dict[str, NDArray[np.float64]]:
         """Squares c^2 / (2 * scored) of one document: [draws, weight_sites, formats]."""
-        names = dict(self.model.named_parameters())
+        names, layer_of = dict(self.model.named_parameters()), part_of(self.model)
         parameters = [names[tensor.name] for tensor in self.spec.tensors]
-        self.progress("weight formats", 0, len(parameters))
-        changes = []
-        for i, tensor in enumerate(self.spec.tensors):
-            changes.append(self._weight_changes(tensor, parameters[i]))
-            self.progress("weight formats", i + 1, len(parameters))
+        numbers = {tensor.name: i for i, tensor in enumerate(self.spec.tensors)}
+        inside: dict[Part, list[int]] = {i: [] for i in range(len(self.spec.layers))}
+        outside = [i for name, i in numbers.items() if name not in layer_of]
+        for name, i in numbers.items():
+            if name in layer_of:
+                inside[layer_of[name]].append(i)
+        scored, draws = len(document) // 2, self.calibration.draws_for(len(document))
+        products = np.zeros((draws, len(parameters), len(self.weight_formats)))
+        # What is neither in the embedding nor in the head alone, a tied matrix above all, is asked of in both.
+        shared = {i: self._weight_changes(self.spec.tensors[i], parameters[i]) for i in outside}
+        changes = shared
+        rounded: dict[Part, list[fisher.Rounded]] = {}
+        steps = len(self.spec.layers) + 1
+        self.progress("weight prices", 0, steps)
+
+        def wanted(part: Part) -> list[Tensor]:
+            nonlocal changes
+            own = {i: self._weight_changes(self.spec.tensors[i], parameters[i]) for i in inside.get(part, ())}
+            changes = shared | own
+            rounded[part] = list(seen)
+            seen.clear()
+            return [*(parameters[i] for i in inside.get(part, outside)), *(each.output for each in rounded[part])]
+
         for parameter in parameters:
             parameter.requires_grad_(True)
-        scored, draws = len(document) // 2, self.calibration.draws_for(len(document))
         try:
-            with fisher.watched(self.model, self._linears(), self._inputs_read) as seen:
-                _, logits = fisher.forward(self.model, document, scored)
-            inputs = {
-                i: (seen.outputs[tensor.name], seen.changes[tensor.name])
-                for i, tensor in enumerate(self.spec.tensors)
-                if tensor.name in seen.outputs
-            }
-            rows = []
-            for draw, scalar in enumerate(fisher.draws(logits, draws, self.calibration.seed - number)):
-                products = fisher.weight_products(scalar, parameters, changes.__getitem__, inputs)
-                rows.append((products.square() / (2 * scored)).numpy())
-                self.progress("weight prices", draw + 1, draws)
+            with fisher.watched(self._linears(), self._inputs_read) as seen:
+                seed = self.calibration.seed - number
+                for part, draw, found in passed_back(self.model, document, scored, draws, seed, wanted, unseen):
+                    asked = inside.get(part, outside)
+                    for i, gradient in zip(asked, found, strict=False):
+                        products[draw, i] += fisher.products(gradient, changes[i], unchanged=np.nan)
+                    for each, gradient in zip(rounded[part], found[len(asked) :], strict=True):
+                        products[draw, numbers[each.name]] += fisher.products(gradient, each.changes, unchanged=0.0)
+                    if draw == draws - 1 and isinstance(part, int):
+                        del rounded[part]
+                        self.progress("weight prices", len(self.spec.layers) - part, steps)
         finally:
             self.model.requires_grad_(False)
-        return {"squares": np.stack(rows)}
+        self.progress("weight prices", steps, steps)
+        return {"squares": np.square(products) / (2 * scored)}
 
     def _linears(self) -> dict[str, torch.nn.Module]:
         """The linear layers whose inputs some format rounds, by the name of their matrix; a tied head is the

@@ -196,28 +196,6 @@ def test_blocks_keep_the_sum_over_all_sites() -> None:
     assert not torch.allclose(many.losses(77), plain)
 
 
-def test_draws_are_of_the_models_own_predictions() -> None:
-    """The labels' mean log-likelihood is minus the entropy, and a seed gives the same labels again."""
-    logits = torch.randn(4000, 11, generator=torch.Generator().manual_seed(0))
-    entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum()
-    first = torch.stack(list(fisher.draws(logits, 5, seed=3)))
-    assert torch.equal(first, torch.stack(list(fisher.draws(logits, 5, seed=3))))
-    assert len(set(first.tolist())) == 5
-    assert float(first.mean()) == pytest.approx(-float(entropy), rel=0.02)
-
-
-def test_forward_is_the_model(tiny: Callable[[str], Path]) -> None:
-    """Capturing changes no logit, sliding windows included, and keeps what attention saw."""
-    for family in ("llama", "qwen3", "mistral", "gemma3_text", "gpt2", "mixtral"):
-        model, tokens = subject(tiny(family)), tokens_of(60)
-        plain = model.plainly(tokens)
-        capture, logits = fisher.forward(model.executor.weights.model, tokens, 20)  # type: ignore[attr-defined]
-        assert torch.allclose(logits.detach(), plain[-20:], atol=5e-4)
-        for i, layer in enumerate(model.spec.layers):
-            assert capture.q[i].shape == (layer.q_heads, 60, layer.head_dim)
-            assert capture.k[i].shape == capture.v[i].shape == (layer.kv_heads, 60, layer.head_dim)
-
-
 # --- a measurement as a whole -------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ from passes.sequential import sequential
 from passes.single_methods import METHODS, single_method
 from passes.streaming_heads import StreamingHeads
 from passes.uniform_kv import UniformKv
-from planner.compile.exam import exam
+from planner.compile.exam import exam, read
 from planner.compile.prepare import Prepared, prepare
 from planner.config import load_request
 from planner.cost import total
@@ -80,10 +80,11 @@ def main() -> None:
         if prepared.profile is None:
             raise SystemExit("this benchmark needs a model with weights")
         ctx, exams = prepared.context, dict[str, Exam]()
+        learnt, _ = read(prepared.request.calibration.text, CALIBRATION_TEXT)
         for text in options.texts or [None]:
             seen = prepared.profile.documents
             told = Verification(text, options.documents)
-            asked = exam(prepared.weights.tokenizer, ctx.workload, told, seen)
+            asked = exam(prepared.weights.tokenizer, ctx.workload, told, seen, learnt)
             exams["shipped" if text is None else text.stem] = asked
         bench = Bench(prepared, exams, options.tail, options.results)
         bench.measure(options.shares, options.methods)

@@ -48,7 +48,9 @@ from profiles.weights import CheckpointWeights
 
 PRESETS = ("Q2_K", "Q3_K_M", "Q4_0", "IQ4_NL", "Q4_1", "Q4_K_M", "Q5_K_M", "Q8_0")
 HERE = (("dram", 1.0),)
-TRIES, SAFETY = 4, 0.98
+TRIES, SAFETY, FASTER = 5, 0.98, 1.08
+"""Plans tried, what their loss is held to beside what is wanted, by how much at once their seconds are held to less:
+a measured ratio is noisy, and a limit that overshoots costs loss."""
 STEPS = (WeightBits(), Legalise(), PruneDominated(), Assign())
 
 
@@ -156,7 +158,7 @@ class Trials:
                 limit *= SAFETY * nats / measured.loss.value
             if measured.loss.value <= nats and slower <= 1:
                 break
-            step_s /= max(slower, 1.0)
+            step_s /= min(max(slower, 1.0), FASTER)
         return min(kept, key=lambda each: max(each[0], 1.0))[1:] if kept else None
 
     def slower(self, plan: Plan) -> float:

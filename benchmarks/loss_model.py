@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.compile.exam import exam
+from planner.compile.exam import exam, read
 from planner.compile.prepare import Prepared, prepare
 from planner.compile.priced import baseline
 from planner.compile.search import pipeline, search
@@ -33,6 +33,7 @@ from planner.progress import ProgressLine
 from planner.request import Verification
 from planner.space import Choice, Site, Space, violated
 from planner.verify import Examiner
+from profiles.documents import CALIBRATION_TEXT
 
 SHARES = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.125, 0.1, 0.08, 0.0625)
 LOSSES_NATS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.3)
@@ -73,9 +74,10 @@ def main() -> None:
             raise SystemExit("this benchmark needs a model with weights")
         trials = [*mixtures(prepared, options.random), *solved(prepared)]
         tokenizer, seen = prepared.weights.tokenizer, prepared.profile.documents
+        learnt, _ = read(request.calibration.text, CALIBRATION_TEXT)
         for text in options.texts or [None]:
             told = Verification(text, options.documents, recall=0)
-            asked = exam(tokenizer, prepared.context.workload, told, seen)
+            asked = exam(tokenizer, prepared.context.workload, told, seen, learnt)
             name = "shipped" if text is None else text.stem
             with Examiner(asked, progress) as examiner:
                 measure(prepared, examiner, trials, name, options.results)

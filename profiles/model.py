@@ -293,8 +293,9 @@ class Profiler:
                 inside[layer_of[name]].append(i)
         scored, draws = len(document) // 2, self.calibration.draws_for(len(document))
         products = np.zeros((draws, len(parameters), len(self.weight_formats)))
-        # What is neither in the embedding nor in the head alone, a tied matrix above all, is asked of in both.
-        shared = {i: self._weight_changes(self.spec.tensors[i], parameters[i]) for i in outside}
+        # What belongs to no layer, a tied matrix above all, is asked of in the head and in the embedding. Its changes
+        # are held from one to the other, in 16 bits: it may be the largest matrix there is.
+        shared = {i: self._weight_changes(self.spec.tensors[i], torch.float16) for i in outside}
         changes = shared
         rounded: dict[Part, list[fisher.Rounded]] = {}
         steps = len(self.spec.layers) + 1
@@ -302,7 +303,7 @@ class Profiler:
 
         def wanted(part: Part) -> list[Tensor]:
             nonlocal changes
-            own = {i: self._weight_changes(self.spec.tensors[i], parameters[i]) for i in inside.get(part, ())}
+            own = {i: self._weight_changes(self.spec.tensors[i], torch.float32) for i in inside.get(part, ())}
             changes = shared | own
             rounded[part] = list(seen)
             seen.clear()
@@ -351,8 +352,8 @@ class Profiler:
         read = [self.executor.recode_input(form, values) for form in self.weight_formats]
         return [None if each is None else torch.from_numpy(each) for each in read]
 
-    def _weight_changes(self, tensor: TensorSpec, parameter: Tensor) -> list[Tensor | None]:
-        """What each format changes in a matrix, in the parameter's own layout, as float16; None where it cannot."""
+    def _weight_changes(self, tensor: TensorSpec, held_as: torch.dtype) -> list[Tensor | None]:
+        """What each format changes in a matrix, in the parameter's own layout; None where it cannot."""
         changes: list[Tensor | None] = []
         dense = torch.from_numpy(self.weights.dense(tensor.name))
         for form in self.weight_formats:
@@ -364,7 +365,7 @@ class Profiler:
                 changes.append(None)
                 continue
             change = torch.from_numpy(self.executor.recode_weight(tensor.name, form)) - dense
-            changes.append((change.T if self.weights.transposed(tensor.name) else change).half())
+            changes.append((change.T if self.weights.transposed(tensor.name) else change).to(held_as))
         return changes
 
 

@@ -4,8 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 
@@ -14,8 +17,13 @@ from click.testing import CliRunner, Result
 
 from planner.artefact import MANIFEST, PLAN
 from planner.cli import main
+from planner.compile.exam import exam
+from planner.errors import InputError
+from planner.goal import Workload
 from planner.plan import Plan
+from planner.request import Verification
 from planner.serde import dump, load_file
+from profiles.documents import CALIBRATION_TEXT, shipped, tokenizer
 
 pytestmark = pytest.mark.usefixtures("planner_cache")
 Compiled = tuple[Path, Path, Result]
@@ -166,6 +174,18 @@ def test_a_text_is_not_both_learnt_from_and_verified_on(compile_with: Callable[.
     good = "calibration: {documents: 1, draws: 2}\nverification: {documents: 2}"
     both = good.replace("{", "{text: text.txt, ")
     refused(compile_with(good, both), 1, "text.txt", "calibrated on")
+
+
+def test_documents_that_quote_the_calibration_text_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    """However their lines are broken; a phrase in common is no quotation."""
+    learnt, text, workload = shipped(CALIBRATION_TEXT), tmp_path / "text.txt", Workload((1024,), new_tokens=8)
+    own = "".join(f"Sentence {i} of a text of its own.\n" for i in range(200))
+    for quoted, seen in ((learnt[1000:1100], False), (learnt[1000:1500], True)):
+        text.write_text(own[:600] + "\n".join(textwrap.wrap(quoted, 40)) + own)
+        asked = partial(exam, tokenizer(tiny_llama), workload, Verification(text, 1, recall=0))
+        assert len(asked().documents) == 1
+        with pytest.raises(InputError, match="shares the passage") if seen else nullcontext():
+            asked(learnt=learnt)
 
 
 def test_a_bad_text_is_told_before_anything_is_measured(

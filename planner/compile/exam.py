@@ -17,17 +17,29 @@ PASSKEY_SEED, PAIR_SEED = 1000, 2000
 """Far from the seeds of what models are calibrated on, which count from the user's; each depth takes the next one."""
 
 
-def exam(tokenizer: "Tokenizer", workload: Workload, told: Verification, seen: Collection[str] = ()) -> Exam:
-    """The documents, none among the `seen` hashes, and the hidden numbers."""
+PASSAGE_CHARACTERS = 200
+"""Of a text that is in another, however its lines are broken: so many are no chance."""
+
+
+def exam(
+    tokenizer: "Tokenizer", workload: Workload, told: Verification, seen: Collection[str] = (), learnt: str = ""
+) -> Exam:
+    """The documents and the hidden numbers; InputError where a document is among the `seen` hashes, or shares a passage
+    with the text that was `learnt` from."""
     from profiles import documents
     from profiles.model import document_sha256
 
     context = workload.longest_tokens
     content, where = read(told.text, documents.VERIFICATION_TEXT)
     found = documents.slices(tokenizer, content, [context] * told.documents, where)
-    for document in found:
-        if document_sha256(document) in seen:
-            raise InputError(f"{where}: holds a document that the model was calibrated on; give another text")
+    if any(document_sha256(document) in seen for document in found):
+        raise InputError(f"{where}: holds a document that the model was calibrated on; give another text")
+    passage = first_shared(tokenizer, found, learnt)
+    if passage is not None:
+        raise InputError(
+            f"{where}: shares the passage {passage[:40]!r}... with what the model is calibrated on; give another text"
+            " for verification"
+        )
 
     def asked(prompt: "Callable[..., Recall]", seed: int) -> tuple[Passkey, ...]:
         """One question at each depth, evenly from the start of the prompt to its end."""
@@ -40,18 +52,41 @@ def exam(tokenizer: "Tokenizer", workload: Workload, told: Verification, seen: C
     return Exam(found, context // 2, passkeys, workload.prefill_chunk_tokens, pairs)
 
 
+def shared(document: str, learnt: str) -> str | None:
+    """A passage of a document that is also in another text, white space aside; None if there is none.
+
+    >>> learnt = "".join(f"sentence {i}, " for i in range(100))
+    >>> shared("Something else: " + learnt[300:800].replace(" ", "   "), learnt) in learnt
+    True
+    >>> shared(learnt[300:400] + "and no more", learnt) is None
+    True
+    """
+    words, known = " ".join(document.split()), " ".join(learnt.split())
+    starts = range(0, len(words) - PASSAGE_CHARACTERS + 1, PASSAGE_CHARACTERS // 2)
+    passages = (words[at : at + PASSAGE_CHARACTERS] for at in starts)
+    return next((passage for passage in passages if passage in known), None)
+
+
 def fresh(asked: Exam, tokenizer: "Tokenizer", request: Request) -> Exam | None:
     """The same questions on as many other documents of the text, from between those; None where it has no room for
-    them."""
+    them, or they share a passage with the calibration text."""
     from profiles import documents
 
+    learnt, _ = read(request.calibration.text, documents.CALIBRATION_TEXT)
     count, context = len(asked.documents), len(asked.documents[0])
     content, where = read(request.verification.text, documents.VERIFICATION_TEXT)
     # Of twice as many documents every other one begins where the first ones do, give or take a token for each.
     room = len(tokenizer(content, add_special_tokens=False, verbose=False).input_ids)
     if room < 2 * count * (context + 2 * count):
         return None
-    return replace(asked, documents=documents.slices(tokenizer, content, [context] * (2 * count), where)[1::2])
+    found = documents.slices(tokenizer, content, [context] * (2 * count), where)[1::2]
+    return None if first_shared(tokenizer, found, learnt) is not None else replace(asked, documents=found)
+
+
+def first_shared(tokenizer: "Tokenizer", found: Sequence[Sequence[int]], learnt: str) -> str | None:
+    """A passage of some document that is also in another text, if there is one."""
+    passages = (shared(str(tokenizer.decode(list(document))), learnt) for document in found)
+    return next((passage for passage in passages if passage is not None), None)
 
 
 def passkey(tokenizer: "Tokenizer", recall: "Recall") -> Passkey:

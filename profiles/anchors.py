@@ -21,7 +21,7 @@ from planner.quality import compare
 from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, Site, Span, Tier, WeightChoice, WeightFormat, Window
 from planner.spec import ModelSpec
 from profiles import weight_anchors
-from profiles.model import document_sha256
+from profiles.calibration import document_sha256
 from profiles.parts import Parts
 
 TOTALS_NATS = (0.01, 0.03, 0.1, 0.3)

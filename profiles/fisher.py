@@ -12,12 +12,12 @@ nearly the same mean with as many degrees of freedom as blocks. `KvProducts.loss
 ratio of the two over all sites, which many sites make certain.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 256
@@ -149,53 +149,18 @@ def recent_mass(q: Tensor, k: Tensor, scale: float, options: Options) -> Tensor:
     return shares / (q.shape[0] * (tokens - tokens // 2))
 
 
-@dataclass(frozen=True, slots=True)
-class Rounded:
-    """A product with a weight matrix: its output in the graph, and how that changes where the inputs are rounded.
+def mean_and_error(squares: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean over draws (the first axis) and its standard error.
 
-    The changes are in the order of the formats, None where one takes inputs as they are.
+    >>> mean, error = mean_and_error(np.array([1.0, 3.0]))
+    >>> float(mean), float(error)
+    (2.0, 1.0)
 
-    output   [1, tokens, outputs]
-    changes  like it
+    A single draw shows no spread; the square of a normal number has one of sqrt(2) times its mean.
+
+    >>> [round(float(x), 3) for x in mean_and_error(np.array([1.0]))]
+    [1.0, 1.414]
     """
-
-    name: str
-    output: Tensor
-    changes: tuple[Tensor | None, ...]
-
-
-Recode = Callable[[Tensor], Sequence[Tensor | None]]
-"""Inputs [tokens, inputs] as each format of a product reads them; None where as they are."""
-
-
-@contextmanager
-def watched(names: Mapping[str, torch.nn.Module], recode: Recode) -> Iterator[list[Rounded]]:
-    """What passes through linear layers, named by their matrices, where a graph is built while the block runs."""
-    seen: list[Rounded] = []
-
-    def watch(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def after(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if not output.requires_grad:
-                return
-            x, weight = inputs[0].detach(), cast(Tensor, module.weight).detach()
-            read = recode(x.reshape(-1, x.shape[-1]))
-            changes = tuple(None if r is None else (r.view_as(x) - x) @ weight.T for r in read)
-            seen.append(Rounded(name, output, changes))
-
-        return after
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in names.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def products(gradient: Tensor, changes: Sequence[Tensor | None], unchanged: float) -> list[float]:
-    """Inner products of a gradient with each format's change: 0 where it is empty, `unchanged` where there is none."""
-    flat = gradient.flatten()
-    return [
-        unchanged if change is None else float(flat @ change.flatten().float()) if change.numel() else 0.0
-        for change in changes
-    ]
+    if len(squares) == 1:
+        return squares[0], squares[0] * np.sqrt(2)
+    return squares.mean(0), squares.std(0, ddof=1) / np.sqrt(len(squares))

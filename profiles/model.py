@@ -20,57 +20,32 @@ from transformers import PreTrainedModel
 
 from planner.executor import Executor, KvStatics, Progress
 from planner.formats import coded_alike
-from planner.profile import KvPrices, ModelProfile, WeightPrices
-from planner.space import FLOAT16, KvFormat, KvSite, WeightFormat
-from planner.spec import LayerSpec, ModelSpec, TensorSpec
+from planner.profile import KvPrices, ModelProfile
+from planner.space import FLOAT16, KvFormat, KvSite
+from planner.spec import ModelSpec
 from profiles import fisher
+from profiles.calibration import Calibration
 from profiles.parts import Parts
-from profiles.streamed import Attended, Part, forward, part_of, passed_back, unseen
+from profiles.streamed import Attended, Part, forward, passed_back
+from profiles.weight_prices import WeightPricer
 from profiles.weights import CheckpointWeights
-
-RECODED_INPUTS = 64
-"""Inputs of a row with which it is asked whether a format rounds them: any whole number of blocks would do."""
 
 WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Windows of coded tokens that are priced, as far as they are shorter than the context."""
 
-DRAWS_TOKENS = 2048
-"""The length of document that is given `Calibration.draws` draws; shorter ones get more, up to four times as many."""
-
 SITES_A_THREAD = 4
 """KV heads that are waited for before they are priced side by side."""
 
-MEASURING = ("model.py", "fisher.py", "streamed.py", "anchors.py", "weight_anchors.py")
+MEASURING = (
+    "model.py",
+    "calibration.py",
+    "fisher.py",
+    "streamed.py",
+    "weight_prices.py",
+    "anchors.py",
+    "weight_anchors.py",
+)
 """The files whose code decides what is measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """The documents to measure on: token sequences by context length; weights are priced on short ones."""
-
-    documents: tuple[tuple[int, ...], ...]
-    weight_documents: tuple[tuple[int, ...], ...]
-    draws: int
-    seed: int
-    sinks: int
-
-    def draws_for(self, tokens: int) -> int:
-        """Draws on a document of so many tokens: a short one has fewer blocks to average over and costs less.
-
-        >>> asked = Calibration((), (), draws=4, seed=0, sinks=4)
-        >>> asked.draws_for(8192), asked.draws_for(2048), asked.draws_for(512)
-        (4, 4, 16)
-        """
-        return self.draws * min(max(DRAWS_TOKENS // tokens, 1), 4)
-
-    @property
-    def sha256(self) -> tuple[str, ...]:
-        return tuple(document_sha256(d) for d in (*self.documents, *self.weight_documents))
-
-
-def document_sha256(tokens: Sequence[int]) -> str:
-    """Identity of a token sequence."""
-    return hashlib.sha256(np.asarray(tokens, np.int64).tobytes()).hexdigest()
 
 
 def code_sha256() -> str:
@@ -100,13 +75,6 @@ class Profiler:
         return FLOAT16, *(f for f in self.executor.capabilities.kv_formats if f.scheme != "float")
 
     @property
-    def weight_formats(self) -> tuple[WeightFormat, ...]:
-        """Every format that changes something: what rounds a matrix, and what rounds the inputs of its products."""
-        can = self.executor.capabilities
-        kept = dict.fromkeys(filter(None, map(can.as_source, self.spec.tensors))) if can.native == "exact" else ()
-        return tuple(f for f in (*can.weight_formats, *kept) if f != WeightFormat(32))
-
-    @property
     def contexts(self) -> tuple[int, ...]:
         return tuple(sorted({len(d) for d in self.calibration.documents}))
 
@@ -116,6 +84,7 @@ class Profiler:
 
     def run(self) -> ModelProfile:
         """The profile without anchors."""
+        weights = WeightPricer(self.weights, self.spec, self.executor, self.calibration, self.parts, self.progress)
         statics = self._statics()
         contexts = self.contexts
         kv_shape = (len(self.spec.kv_sites), len(self.windows) + 1, len(self.kv_formats), len(self.kv_formats))
@@ -129,7 +98,7 @@ class Profiler:
             mass[..., contexts.index(len(document))] += part["mass"] / same
         loss, error = np.zeros((*kv_shape, len(contexts))), np.zeros((*kv_shape, len(contexts)))
         for i, context in enumerate(contexts):
-            loss[..., i], error[..., i] = mean_and_error(np.concatenate(losses[context]))
+            loss[..., i], error[..., i] = fisher.mean_and_error(np.concatenate(losses[context]))
         return ModelProfile(
             weights_sha256=self.spec.weights_sha256,
             formats_sha256=self.executor.identity(),
@@ -139,7 +108,7 @@ class Profiler:
             kv=KvPrices(
                 self.spec.kv_sites, self.windows, self.kv_formats, self.kv_formats, self.calibration.sinks, loss, error
             ),
-            weights=self._price_weights(),
+            weights=weights.prices(),
             mass=mass,
             statics=statics,
             documents=self.calibration.sha256,
@@ -198,9 +167,6 @@ class Profiler:
             out["k_scale"].append(_balanced((q2 / nq).sqrt() / _floored(k_std)))
             out["v_scale"].append(_balanced(1 / _floored(v_std)))
         return {name: np.stack(values) for name, values in out.items()}
-
-    def _sites(self) -> Iterator[tuple[KvSite, LayerSpec]]:
-        return ((site, self.spec.layers[site.layer]) for site in self.spec.kv_sites)
 
     # --- keys, values and spans -----------------------------------------------------------------
 
@@ -269,105 +235,6 @@ class Profiler:
 
         return fisher.Options((*self.windows, None), read("k", k), read("v", v), sinks, reach)
 
-    # --- weights --------------------------------------------------------------------------------
-
-    def _price_weights(self) -> WeightPrices:
-        documents = self.calibration.weight_documents
-        shape = (len(self.spec.tensors), len(self.weight_formats))
-        found = []
-        for number, document in enumerate(documents):
-            part = self.parts.get(f"weights-{number}", partial(self._price_weights_on, document, number))
-            found.append(part["squares"])
-        loss, error = mean_and_error(np.concatenate(found)) if found else (np.full(shape, np.nan),) * 2
-        return WeightPrices(self.spec.weight_sites, self.weight_formats, loss, error)
-
-    def _price_weights_on(self, document: Sequence[int], number: int) -> dict[str, NDArray[np.float64]]:
-        """Squares c^2 / (2 * scored) of one document: [draws, weight_sites, formats]."""
-        names, layer_of = dict(self.model.named_parameters()), part_of(self.model)
-        parameters = [names[tensor.name] for tensor in self.spec.tensors]
-        numbers = {tensor.name: i for i, tensor in enumerate(self.spec.tensors)}
-        inside: dict[Part, list[int]] = {i: [] for i in range(len(self.spec.layers))}
-        outside = [i for name, i in numbers.items() if name not in layer_of]
-        for name, i in numbers.items():
-            if name in layer_of:
-                inside[layer_of[name]].append(i)
-        scored, draws = len(document) // 2, self.calibration.draws_for(len(document))
-        products = np.zeros((draws, len(parameters), len(self.weight_formats)))
-        # What belongs to no layer, a tied matrix above all, is asked of in the head and in the embedding. Its changes
-        # are held from one to the other, in 16 bits: it may be the largest matrix there is.
-        shared = {i: self._weight_changes(self.spec.tensors[i], torch.float16) for i in outside}
-        changes = shared
-        rounded: dict[Part, list[fisher.Rounded]] = {}
-        steps = len(self.spec.layers) + 1
-        self.progress("weight prices", 0, steps)
-
-        def wanted(part: Part) -> list[Tensor]:
-            nonlocal changes
-            own = {i: self._weight_changes(self.spec.tensors[i], torch.float32) for i in inside.get(part, ())}
-            changes = shared | own
-            rounded[part] = list(seen)
-            seen.clear()
-            return [*(parameters[i] for i in inside.get(part, outside)), *(each.output for each in rounded[part])]
-
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        try:
-            with fisher.watched(self._linears(), self._inputs_read) as seen:
-                seed = self.calibration.seed - number
-                for part, draw, found in passed_back(self.model, document, scored, draws, seed, wanted, unseen):
-                    asked = inside.get(part, outside)
-                    for i, gradient in zip(asked, found, strict=False):
-                        products[draw, i] += fisher.products(gradient, changes[i], unchanged=np.nan)
-                    for each, gradient in zip(rounded[part], found[len(asked) :], strict=True):
-                        products[draw, numbers[each.name]] += fisher.products(gradient, each.changes, unchanged=0.0)
-                    if draw == draws - 1 and isinstance(part, int):
-                        del rounded[part]
-                        self.progress("weight prices", len(self.spec.layers) - part, steps)
-        finally:
-            self.model.requires_grad_(False)
-        self.progress("weight prices", steps, steps)
-        return {"squares": np.square(products) / (2 * scored)}
-
-    def _linears(self) -> dict[str, torch.nn.Module]:
-        """The linear layers whose inputs some format rounds, by the name of their matrix; a tied head is the
-        embedding's."""
-        if all(read is None for read in self._inputs_read(torch.zeros(1, RECODED_INPUTS))):
-            return {}
-        decided = {tensor.name for tensor in self.spec.tensors}
-        found: dict[str, torch.nn.Module] = {
-            name: module
-            for path, module in self.model.named_modules()
-            if isinstance(module, torch.nn.Linear) and (name := f"{path}.weight") in decided
-        }
-        head = self.model.get_output_embeddings()
-        embedding = self.model.get_input_embeddings()
-        if head is not None and head.weight is embedding.weight:
-            name = next(n for n, p in self.model.named_parameters() if p is head.weight)
-            found[name] = head
-        return found
-
-    def _inputs_read(self, x: Tensor) -> list[Tensor | None]:
-        """Inputs [tokens, inputs] of a product as each format reads them, None where as they are."""
-        values = x.numpy()
-        read = [self.executor.recode_input(form, values) for form in self.weight_formats]
-        return [None if each is None else torch.from_numpy(each) for each in read]
-
-    def _weight_changes(self, tensor: TensorSpec, held_as: torch.dtype) -> list[Tensor | None]:
-        """What each format changes in a matrix, in the parameter's own layout; None where it cannot."""
-        changes: list[Tensor | None] = []
-        dense = torch.from_numpy(self.weights.dense(tensor.name))
-        for form in self.weight_formats:
-            if form.as_source:
-                fits = form == self.executor.capabilities.as_source(tensor)
-                changes.append(torch.empty(0) if fits else None)
-                continue
-            if not self.executor.capabilities.fits(tensor, form):
-                changes.append(None)
-                continue
-            change = torch.from_numpy(self.executor.recode_weight(tensor.name, form)) - dense
-            changes.append((change.T if self.weights.transposed(tensor.name) else change).to(held_as))
-        return changes
-
 
 @contextmanager
 def one_thread_each() -> Iterator[ThreadPoolExecutor]:
@@ -379,23 +246,6 @@ def one_thread_each() -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(threads)
-
-
-def mean_and_error(squares: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean over draws (the first axis) and its standard error.
-
-    >>> mean, error = mean_and_error(np.array([1.0, 3.0]))
-    >>> float(mean), float(error)
-    (2.0, 1.0)
-
-    A single draw shows no spread; the square of a normal number has one of sqrt(2) times its mean.
-
-    >>> [round(float(x), 3) for x in mean_and_error(np.array([1.0]))]
-    [1.0, 1.414]
-    """
-    if len(squares) == 1:
-        return squares[0], squares[0] * np.sqrt(2)
-    return squares.mean(0), squares.std(0, ddof=1) / np.sqrt(len(squares))
 
 
 def _floored(std: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def exam(
     """The documents and the hidden numbers; InputError where a document is among the `seen` hashes, or shares a passage
     with the text that was `learnt` from."""
     from profiles import documents
-    from profiles.model import document_sha256
+    from profiles.calibration import document_sha256
 
     context = workload.longest_tokens
     content, where = read(told.text, documents.VERIFICATION_TEXT)

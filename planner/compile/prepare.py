@@ -150,7 +150,8 @@ def model_profile(
 ) -> ModelProfile:
     """The prices of a model, measured document by document or read back: they are kept by the hash of all inputs."""
     from profiles import anchors
-    from profiles.model import Calibration, Profiler, code_sha256
+    from profiles.calibration import Calibration
+    from profiles.model import Profiler, code_sha256
     from profiles.parts import Parts
 
     calibration, held_out = calibration_documents(request, weights, seed)
@@ -180,7 +181,7 @@ def model_profile(
 def questions(request: Request, weights: "CheckpointWeights", seed: int) -> Exam:
     """What plans are verified on: made before anything is measured, so that a text that will not do is told at once."""
     from profiles import documents
-    from profiles.model import document_sha256
+    from profiles.calibration import document_sha256
 
     learnt, _ = read(request.calibration.text, documents.CALIBRATION_TEXT)
     content, where = read(request.verification.text, documents.VERIFICATION_TEXT)

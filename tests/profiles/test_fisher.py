@@ -15,8 +15,9 @@ from planner.profile import ModelProfile
 from planner.quality import compare
 from planner.space import FLOAT16, Full, WeightFormat, Window
 from profiles import fisher
-from profiles.fisher import KvProducts, Options, option_products, recent_mass
-from profiles.model import Calibration, Profiler, mean_and_error
+from profiles.calibration import Calibration
+from profiles.fisher import KvProducts, Options, mean_and_error, option_products, recent_mass
+from profiles.model import Profiler
 from profiles.parts import Parts
 from tests.backends.oracle import DENSE, FULL32, Subject, choice, subject, tokens_of
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from profiles import streamed
 from profiles.streamed import Attended, Part, decoder_layers, drawn, forward, part_of, passed_back, unseen
@@ -33,7 +32,7 @@ def test_forward_is_the_model(tiny: Callable[[str], Path], family: str) -> None:
     """Watching changes no logit, sliding windows included, and shows what attention saw."""
     model, tokens, seen = subject(tiny(family)), tokens_of(60), dict[int, Attended]()
     plain = model.plainly(tokens)
-    logits = forward(loaded(model), tokens, 20, lambda attended: seen.update({attended.layer: attended}))
+    logits = forward(model.model, tokens, 20, lambda attended: seen.update({attended.layer: attended}))
     assert torch.allclose(logits.detach(), plain[-20:], atol=5e-4)
     for i, layer in enumerate(model.spec.layers):
         assert seen[i].q.shape == (layer.q_heads, 60, layer.head_dim)
@@ -46,7 +45,7 @@ def test_gradients_are_those_of_the_whole_graph(
 ) -> None:
     """Of every parameter, the tied embedding among them, and of every layer's attention; in chunks of the head."""
     monkeypatch.setattr(streamed, "HEAD_CHUNK", 10)
-    model, tokens = loaded(subject(tiny(family))), tokens_of(TOKENS)
+    model, tokens = subject(tiny(family)).model, tokens_of(TOKENS)
     model.requires_grad_(True)
     parameters, layer_of = dict(model.named_parameters()), part_of(model)
     assert set(layer_of.values()) == set(range(len(decoder_layers(model))))
@@ -87,7 +86,7 @@ def test_gradients_are_those_of_the_whole_graph(
 
 
 def test_a_graph_does_not_outlive_its_layer(tiny: Callable[[str], Path]) -> None:
-    model, alive = loaded(subject(tiny("llama"))), dict[int, "weakref.ref[Tensor]"]()
+    model, alive = subject(tiny("llama")).model, dict[int, "weakref.ref[Tensor]"]()
     model.requires_grad_(False)
     graphs: dict[int, Tensor] = {}
 
@@ -104,7 +103,7 @@ def test_a_graph_does_not_outlive_its_layer(tiny: Callable[[str], Path]) -> None
 
 
 def test_a_killed_pass_leaves_the_model_as_it_was(tiny: Callable[[str], Path]) -> None:
-    model = loaded(subject(tiny("llama")))
+    model = subject(tiny("llama")).model
 
     def stopped(attended: Attended) -> None:
         raise KeyboardInterrupt
@@ -113,12 +112,6 @@ def test_a_killed_pass_leaves_the_model_as_it_was(tiny: Callable[[str], Path]) -
         list(passed_back(model, tokens_of(TOKENS), SCORED, 1, SEED, lambda part: [], stopped))
     assert not any("forward" in vars(layer) for layer in decoder_layers(model))
     assert forward(model, tokens_of(TOKENS), 1, unseen).isfinite().all()
-
-
-def loaded(model: object) -> PreTrainedModel:
-    found = model.executor.weights.model  # type: ignore[attr-defined]
-    assert isinstance(found, PreTrainedModel)
-    return found
 
 
 def scale(x: Tensor) -> float:

@@ -55,16 +55,28 @@ def exam(
 def shared(document: str, learnt: str) -> str | None:
     """A passage of a document that is also in another text, white space aside; None if there is none.
 
+    A document shorter than a passage is one itself.
+
     >>> learnt = "".join(f"sentence {i}, " for i in range(100))
-    >>> shared("Something else: " + learnt[300:800].replace(" ", "   "), learnt) in learnt
+    >>> passage = learnt[learnt.index("sentence 30") :][:PASSAGE_CHARACTERS]
+    >>> shared("Something else:" + passage.replace(" ", "   ") + "!", learnt) == passage
     True
-    >>> shared(learnt[300:400] + "and no more", learnt) is None
+    >>> shared("Something else:" + passage[:-1] + "!", learnt) is None
+    True
+    >>> shared(passage[:50], learnt) == passage[:50]
     True
     """
     words, known = " ".join(document.split()), " ".join(learnt.split())
-    starts = range(0, len(words) - PASSAGE_CHARACTERS + 1, PASSAGE_CHARACTERS // 2)
-    passages = (words[at : at + PASSAGE_CHARACTERS] for at in starts)
-    return next((passage for passage in passages if passage in known), None)
+    size, half = PASSAGE_CHARACTERS, PASSAGE_CHARACTERS // 2
+    if len(words) <= size:
+        return words if words and words in known else None
+    # A passage of the other text holds one of its marks, wherever it begins.
+    marks = {known[at : at + half] for at in range(0, len(known) - half + 1, half)}
+    for at in (at for at in range(len(words) - half + 1) if words[at : at + half] in marks):
+        for start in range(max(0, at - half), min(at, len(words) - size) + 1):
+            if words[start : start + size] in known:
+                return words[start : start + size]
+    return None
 
 
 def fresh(asked: Exam, tokenizer: "Tokenizer", request: Request) -> Exam | None:

@@ -144,11 +144,13 @@ class Trials:
         """The first plan measured to lose no more than `nats` and to decode as fast as the preset; the fastest of those
         that lose no more where none is as fast, and None where none is found. `step_s` is the preset's, as predicted.
         """
+        if nats == 0:
+            return None  # a lossless preset leaves nothing to aim at
         # The solver aims at that share of a limit, and here the loss is to be the same.
         limit, kept = nats / AIMED_SHARE, list[tuple[float, Plan, Measured]]()
         for _ in range(TRIES):
             limits = replace(goal.limits, decode_s=step_s, loss_nats=None if math.isinf(nats) else limit)
-            found = solved(self.prepared, replace(goal, limits=limits), whole) if nats > 0 else None
+            found = solved(self.prepared, replace(goal, limits=limits), whole)
             if found is None:
                 break
             measured, slower = self.examiner.take(name, self.prepared.executor.open(found)), self.slower(found)
@@ -159,7 +161,7 @@ class Trials:
             if measured.loss.value <= nats and slower <= 1:
                 break
             step_s /= min(max(slower, 1.0), FASTER)
-        return min(kept, key=lambda each: max(each[0], 1.0))[1:] if kept else None
+        return min(kept, key=lambda each: each[0])[1:] if kept else None
 
     def slower(self, plan: Plan) -> float:
         """Time of a step over that of the preset, in turns."""

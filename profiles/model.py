@@ -4,9 +4,7 @@ The work is kept document by document in a directory, so that a killed run goes 
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +27,7 @@ from profiles.parts import Parts
 from profiles.streamed import Attended, Part, forward, passed_back
 from profiles.weight_prices import WeightPricer
 from profiles.weights import CheckpointWeights
+from profiles.workers import one_thread_each
 
 WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Windows of coded tokens that are priced, as far as they are shorter than the context."""
@@ -141,15 +140,15 @@ class Profiler:
             for i, site in enumerate(self.spec.kv_sites):
                 if site.layer != attended.layer:
                     continue
-                queries = attended.q[site.kv_head * group : (site.kv_head + 1) * group]
+                queries = attended.q[0, site.kv_head * group : (site.kv_head + 1) * group]
                 for name, x in (
                     ("q", queries.flatten(0, 1)),
-                    ("k", attended.k[site.kv_head, self.calibration.sinks :]),
-                    ("v", attended.v[site.kv_head, self.calibration.sinks :]),
+                    ("k", attended.k[0, site.kv_head, self.calibration.sinks :]),
+                    ("v", attended.v[0, site.kv_head, self.calibration.sinks :]),
                 ):
                     sums[name][i].append(torch.stack([torch.ones(x.shape[1]) * len(x), x.sum(0), x.square().sum(0)]))
-                peaks["k"][i].append(attended.k[site.kv_head].abs().amax(0))
-                peaks["v"][i].append(attended.v[site.kv_head].abs().amax(0))
+                peaks["k"][i].append(attended.k[0, site.kv_head].abs().amax(0))
+                peaks["v"][i].append(attended.v[0, site.kv_head].abs().amax(0))
 
         for number, document in enumerate(documents):
             self.progress("static factors", number, len(documents))
@@ -194,7 +193,7 @@ class Profiler:
         def price(site: KvSite) -> tuple[fisher.KvProducts, Tensor]:
             layer, attended = self.spec.layers[site.layer], seen[site.layer]
             heads = slice(site.kv_head * layer.group, (site.kv_head + 1) * layer.group)
-            q, k, v = attended.q[heads], attended.k[site.kv_head], attended.v[site.kv_head]
+            q, k, v = attended.q[0, heads], attended.k[0, site.kv_head], attended.v[0, site.kv_head]
             gradient = torch.stack([g[heads] for g in gradients[site.layer]])
             with torch.inference_mode():
                 options = self._options(k, v, statics[site], layer.window)
@@ -202,7 +201,7 @@ class Profiler:
                 mass = fisher.recent_mass(q, k, attended.scale, options)
             return found, mass
 
-        passed = passed_back(self.model, document, scored, draws, calibration.seed + number, wanted, see)
+        passed = passed_back(self.model, [document], scored, draws, calibration.seed + number, wanted, see)
         for part, draw, found in passed:
             if not isinstance(part, int):
                 continue
@@ -234,18 +233,6 @@ class Profiler:
             return tuple(found)
 
         return fisher.Options((*self.windows, None), read("k", k), read("v", v), sinks, reach)
-
-
-@contextmanager
-def one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """As many workers as torch has threads, each computing on one: many small matrices run in parallel best so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _floored(std: Tensor) -> Tensor:

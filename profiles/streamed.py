@@ -18,7 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 HEAD_CHUNK = 256
-"""Scored positions whose logits are held at a time."""
+"""Scored positions whose logits are held at a time, those of all documents together."""
 
 Part = int | Literal["head", "embedding"]
 """A decoder layer by its number, what follows the last one, or what goes before the first."""
@@ -28,9 +28,9 @@ Part = int | Literal["head", "embedding"]
 class Attended:
     """What one layer's attention saw and gave.
 
-    q        [q_heads, tokens, head_dim]   after RoPE
-    k, v     [kv_heads, tokens, head_dim]
-    out      [1, q_heads, tokens, head_dim] in the graph, before the output projection
+    q        [documents, q_heads, tokens, head_dim]   after RoPE
+    k, v     [documents, kv_heads, tokens, head_dim]
+    out      [documents, q_heads, tokens, head_dim] in the graph, before the output projection
     """
 
     layer: int
@@ -71,8 +71,7 @@ def watched_attention(
     out = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
     )
-    q, k, v = (x.detach()[0] for x in (query, key, value))
-    see(Attended(cast(int, module.layer_idx), q, k, v, out, scale))
+    see(Attended(cast(int, module.layer_idx), query.detach(), key.detach(), value.detach(), out, scale))
     return out.transpose(1, 2), None
 
 
@@ -113,9 +112,16 @@ Wanted = Callable[[Part], Sequence[Tensor]]
 
 
 def passed_back(
-    model: PreTrainedModel, tokens: Sequence[int], scored: int, draws: int, seed: int, wanted: Wanted, see: See
+    model: PreTrainedModel,
+    documents: Sequence[Sequence[int]],
+    scored: int,
+    draws: int,
+    seed: int,
+    wanted: Wanted,
+    see: See,
 ) -> Iterator[tuple[Part, int, tuple[Tensor, ...]]]:
-    """Gradients of the log-likelihood of labels that the model draws at its last `scored` positions.
+    """Gradients of the log-likelihood of labels that the model draws at the last `scored` positions of documents, which
+    are of one length and pass through the model side by side.
 
     Part by part from the head to the embedding, for each draw in turn: the part, the number of the draw, and gradients
     of what is wanted there. The head comes once for each chunk of positions; a parameter of several parts, or several
@@ -124,20 +130,21 @@ def passed_back(
     layers, entered = decoder_layers(model), _Entered()
     model.set_attn_implementation("watched")
     with _replaced(layers, partial(_keeping, entered)), torch.enable_grad():
-        embedded = model.get_input_embeddings()(torch.tensor([list(tokens)]))
+        embedded = model.get_input_embeddings()(torch.tensor([list(tokens) for tokens in documents]))
         model(inputs_embeds=embedded, use_cache=False, see=unseen, logits_to_keep=1)
     if entered.left is None or len(entered.inputs) != len(layers):
         raise RuntimeError(f"{type(model).__name__} ran {len(entered.inputs)} of its {len(layers)} decoder layers")
     before = wanted("embedding")
     toward = [torch.zeros_like(entered.left) for _ in range(draws)]
     generator = torch.Generator().manual_seed(seed)
-    for start in range(len(tokens) - scored, len(tokens), HEAD_CHUNK):
-        chunk = slice(start, min(start + HEAD_CHUNK, len(tokens)))
+    tokens, at_once = embedded.shape[1], max(1, HEAD_CHUNK // len(documents))
+    for start in range(tokens - scored, tokens, at_once):
+        chunk = slice(start, min(start + at_once, tokens))
         leaf = entered.left[:, chunk].detach().requires_grad_()
         with _replaced(layers, partial(_giving, leaf)), torch.enable_grad():
-            logits = model(inputs_embeds=embedded[:, chunk].detach(), use_cache=False, see=unseen).logits[0]
+            logits = model(inputs_embeds=embedded[:, chunk].detach(), use_cache=False, see=unseen).logits
         found = [leaf, *wanted("head")]
-        for draw, scalar in enumerate(drawn(logits, draws, generator)):
+        for draw, scalar in enumerate(drawn(logits.flatten(0, 1), draws, generator)):
             gradients = _gradients([scalar], found, None, draw == draws - 1)
             toward[draw][:, chunk] = gradients[0]
             yield "head", draw, gradients[1:]

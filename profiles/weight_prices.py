@@ -1,21 +1,26 @@
-"""Price every format of every weight matrix: what it changes in the matrix, and what rounding the inputs changes.
+"""Price every format of every weight matrix, with what rounding the inputs of its products changes.
 
-The estimator is that of `fisher.py`: the inner product of a draw's gradient with the change, here of the matrix and of
-the outputs of its products. Matrices are asked of where they are: layer by layer, with the changes of one layer held.
+The estimator is that of `fisher.py`: the inner product of a draw's gradient with a change, here of what a product with
+the matrix gives, or a lookup in it. What one position does hardly hangs together with what another does, so squares are
+taken of sums over few positions, each of which is one more sample: the price of a matrix is as steady as if labels had
+been drawn hundreds of times. Documents are short, and several pass through the model side by side.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from planner.errors import InputError
 from planner.executor import Executor, Progress
 from planner.profile import WeightPrices
 from planner.space import WeightFormat
@@ -25,72 +30,152 @@ from profiles.fisher import mean_and_error
 from profiles.parts import Parts
 from profiles.streamed import Part, part_of, passed_back, unseen
 from profiles.weights import CheckpointWeights
+from profiles.workers import one_thread_each
 
-RECODED_INPUTS = 64
-"""Inputs of a row with which it is asked whether a format rounds them: any whole number of blocks would do."""
+BLOCK = 8
+"""Positions whose inner products are added before they are squared."""
 
-Changes = Sequence[Tensor | None]
-"""What each format changes, in their order: empty where nothing, None where it has no change of this kind."""
+PRIOR_SAMPLES = 50
+"""How many samples of matrices of one kind weigh as much as those of all others, in what blocks leave out."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rounded:
-    """A product with a weight matrix: its output in the graph, and how that changes where the inputs are rounded.
+class Product:
+    """A product with a matrix that was met while the model ran, or a lookup of rows in it.
 
-    The changes are in the order of the formats, None where one takes inputs as they are.
-
-    output   [1, tokens, outputs]
-    changes  like it
+    name, number  the matrix, and which of a stack of them
+    inputs        [rows, inputs]; of a lookup the rows, [rows] of int
+    before        [rows, outputs], without what is added to it; None for a lookup
+    output        [..., outputs] in the graph
     """
 
     name: str
+    number: int
+    inputs: Tensor
+    before: Tensor | None
     output: Tensor
-    changes: Changes
+
+    def change(self, matrix: Tensor, dense: Tensor, read: Callable[[Tensor], Tensor | None]) -> Tensor:
+        """[rows, outputs]: what another matrix [outputs, inputs] changes, and inputs as they are read beside it."""
+        if self.before is None:
+            return matrix[self.inputs] - dense[self.inputs]
+        read_as = read(self.inputs)
+        if read_as is None:
+            return self.inputs @ (matrix - dense).T
+        return read_as @ matrix.T - self.before
 
 
-Recode = Callable[[Tensor], Changes]
-"""Inputs [tokens, inputs] as each format of a product reads them; None where as they are."""
+class Met(TorchFunctionMode):
+    """Notes the products with a model's matrices, and the lookups in them, that happen in a graph."""
+
+    def __init__(self, matrices: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        # A layer of experts multiplies with one slice of a stack after another: a matrix is known by where it lies.
+        self._starts = sorted((matrix.data_ptr(), name) for name, matrix in matrices.items())
+        self._bytes = {name: matrix.nbytes for name, matrix in matrices.items()}
+        self._products: list[Product] = []
+
+    def take(self) -> list[Product]:
+        """What was met since this was last asked."""
+        found, self._products = self._products, []
+        return found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if torch.is_grad_enabled():
+            if func is torch.nn.functional.linear:
+                inputs, matrix, bias = _given(args, kwargs, "input", "weight", "bias")
+                self._multiplied(inputs, matrix, bias, out)
+            elif func is torch.addmm:  # by a matrix that lies as [inputs, outputs]
+                bias, inputs, matrix = _given(args, kwargs, "input", "mat1", "mat2")
+                self._multiplied(inputs, matrix, bias, out)
+            elif func is torch.nn.functional.embedding:
+                rows, matrix = _given(args, kwargs, "input", "weight")
+                if of := self._named(matrix):
+                    self._products.append(Product(*of, rows.reshape(-1), None, out.requires_grad_()))
+        return out
+
+    def _multiplied(self, inputs: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        of = self._named(matrix)
+        if of is None or not out.requires_grad:
+            return
+        given = out.detach().reshape(-1, out.shape[-1])
+        before = given if bias is None else given - bias.detach()
+        self._products.append(Product(*of, inputs.detach().reshape(-1, inputs.shape[-1]), before, out))
+
+    def _named(self, matrix: Tensor) -> tuple[str, int] | None:
+        at = bisect_right(self._starts, (matrix.data_ptr(), chr(0x10FFFF))) - 1
+        if at < 0:
+            return None
+        start, name = self._starts[at]
+        behind = matrix.data_ptr() - start
+        return (name, behind // matrix.nbytes) if behind < self._bytes[name] else None
 
 
-@contextmanager
-def watched(names: Mapping[str, torch.nn.Module], recode: Recode) -> Iterator[list[Rounded]]:
-    """What passes through linear layers, named by their matrices, where a graph is built while the block runs."""
-    seen: list[Rounded] = []
-
-    def watch(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def after(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if not output.requires_grad:
-                return
-            x, weight = inputs[0].detach(), cast(Tensor, module.weight).detach()
-            read = recode(x.reshape(-1, x.shape[-1]))
-            changes = tuple(None if r is None else (r.view_as(x) - x) @ weight.T for r in read)
-            seen.append(Rounded(name, output, changes))
-
-        return after
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in names.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def products(gradient: Tensor, changes: Changes, unchanged: float) -> list[float]:
-    """Inner products of a gradient with each format's change: 0 where it is empty, `unchanged` where there is none."""
-    flat = gradient.flatten()
-    return [
-        unchanged if change is None else float(flat @ change.flatten().float()) if change.numel() else 0.0
-        for change in changes
-    ]
+def _given(args: Sequence[Any], kwargs: Mapping[str, Any] | None, *names: str) -> list[Any]:
+    """What a call was given for its first arguments, by place or by name; None for what it was not."""
+    told = dict(zip(names, args, strict=False)) | dict(kwargs or {})
+    return [told.get(name) for name in names]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked of a part: matrices, by their numbers, with what formats change in them, and rounded products."""
+class WeightProducts:
+    """Inner products of gradients with what formats change, over all positions of all documents.
 
-    matrices: Mapping[int, Changes]
-    rounded: Sequence[Rounded]
+    kinds   what sort of matrix each site is, as `v_proj`
+    whole   [draws, weight_sites, formats]
+    blocks  like it: the sum of the squares over blocks of positions
+    """
+
+    kinds: tuple[str, ...]
+    whole: NDArray[np.float64]
+    blocks: NDArray[np.float64]
+
+    def losses(self, scored: int) -> NDArray[np.float64]:
+        """Loss in nats per token by draw: [draws, weight_sites, formats].
+
+        The mean square of the whole is what is wanted, and that of blocks is steadier but without what positions of
+        different blocks do together. How much that is hangs on what a matrix is for: values are mixed over positions.
+        So the ratio of the two is that of matrices of a kind, and of all where there are few of it.
+        """
+        whole, blocks = np.square(self.whole).mean(0), self.blocks.mean(0)
+        ratios = np.divide(whole, blocks, out=np.full_like(blocks, np.nan), where=blocks > 0)
+        known = np.isfinite(ratios)
+        if not known.any():
+            return self.blocks / (2 * scored)
+        of_all = ratios[known].mean()
+        kinds = np.array(self.kinds)
+        factor = np.empty((len(kinds), 1))
+        for kind in set(self.kinds):
+            own = kinds == kind
+            samples = own.sum() * len(self.whole) if known[own].any() else 0
+            mean = ratios[own][known[own]].mean() if samples else of_all
+            factor[own] = (samples * mean + PRIOR_SAMPLES * of_all) / (samples + PRIOR_SAMPLES)
+        return self.blocks * factor / (2 * scored)
+
+
+@dataclass
+class _Sums:
+    """What is added up part by part.
+
+    shared         what a format changes in a matrix of no layer, by the numbers of both
+    whole, blocks  as in WeightProducts
+    met            the matrices that were met
+    """
+
+    shared: Mapping[tuple[int, int], Tensor]
+    whole: NDArray[np.float64]
+    blocks: NDArray[np.float64]
+    met: set[str] = field(default_factory=set)
+
+    def add(self, place: tuple[int, int], by_position: Tensor) -> None:
+        """Inner products [draws, positions] of one format's change in one product."""
+        exact = by_position.double()
+        padded = torch.nn.functional.pad(exact, (0, -exact.shape[-1] % BLOCK))
+        self.whole[:, *place] += exact.sum(-1).numpy()
+        self.blocks[:, *place] += padded.unflatten(-1, (-1, BLOCK)).sum(-1).square().sum(-1).numpy()
 
 
 @dataclass
@@ -116,106 +201,133 @@ class WeightPricer:
         return tuple(f for f in (*can.weight_formats, *kept) if f != WeightFormat(32))
 
     def prices(self) -> WeightPrices:
-        """Mean loss in nats per token over the draws on all documents for weights, and its standard error."""
-        shape = (len(self.spec.tensors), len(self.formats))
-        found = [
-            self.parts.get(f"weights-{number}", partial(self._squares, document, number))["squares"]
-            for number, document in enumerate(self.calibration.weight_documents)
-        ]
-        loss, error = mean_and_error(np.concatenate(found)) if found else (np.full(shape, np.nan),) * 2
+        """Mean loss in nats per token over the draws for weights, and its standard error."""
+        if not self.calibration.weight_documents:
+            nothing = np.full((len(self.spec.tensors), len(self.formats)), np.nan)
+            return WeightPrices(self.spec.weight_sites, self.formats, nothing, nothing)
+        part = self.parts.get("weights", self._products)
+        kinds = tuple(kind_of(tensor.name) for tensor in self.spec.tensors)
+        whole, blocks = (cast(NDArray[np.float64], part[name]) for name in ("whole", "blocks"))
+        found = WeightProducts(kinds, whole, blocks)
+        loss, error = mean_and_error(found.losses(self.scored * len(self.calibration.weight_documents)))
+        for i, tensor in enumerate(self.spec.tensors):
+            unfit = sorted(set(range(len(self.formats))) - set(self._fitting(tensor)))
+            loss[i, unfit] = error[i, unfit] = np.nan
         return WeightPrices(self.spec.weight_sites, self.formats, loss, error)
 
-    def _squares(self, document: Sequence[int], number: int) -> dict[str, NDArray[np.float64]]:
-        """Squares c^2 / (2 * scored) of one document: [draws, weight_sites, formats]."""
-        scored, draws = len(document) // 2, self.calibration.draws_for(len(document))
+    @property
+    def scored(self) -> int:
+        """Positions of each document that are scored."""
+        return len(self.calibration.weight_documents[0]) // 2
+
+    def _products(self) -> dict[str, NDArray[np.float64]]:
+        """`whole` and `blocks` as in WeightProducts."""
+        documents, tensors = self.calibration.weight_documents, self.spec.tensors
+        draws = self.calibration.draws_for(sum(map(len, documents)))
+        shape = draws, len(tensors), len(self.formats)
+        sums = _Sums(self._shared(), np.zeros(shape), np.zeros(shape))
+        if any(tensor.count > 1 for tensor in tensors):
+            self.model.set_experts_implementation("eager")  # one expert after another: each product is met
         parameters = dict(self.model.named_parameters())
-        matrices = [parameters[tensor.name] for tensor in self.spec.tensors]
-        numbers = {tensor.name: i for i, tensor in enumerate(self.spec.tensors)}
-        products_of = np.zeros((draws, len(matrices), len(self.formats)))
-        inside, outside = self._by_part()
-        # What belongs to no layer, a tied matrix above all, is asked of in the head and in the embedding. Its changes
-        # are held from one to the other, in 16 bits: it may be the largest matrix there is.
-        shared = {i: self._changes(self.spec.tensors[i], torch.float16) for i in outside}
-        asked: dict[Part, Asked] = {}
+        met = Met({tensor.name: parameters[tensor.name] for tensor in tensors})
+        products: dict[Part, list[Product]] = {}
+        gradients: list[tuple[Tensor, ...]] = []
         steps = len(self.spec.layers) + 1
         self.progress("weight prices", 0, steps)
 
         def wanted(part: Part) -> list[Tensor]:
-            own = {i: self._changes(self.spec.tensors[i], torch.float32) for i in inside.get(part, ())}
-            matrices_here = own if isinstance(part, int) else shared
-            # The head is also run, for one position, on the way to the embedding: nothing leads back there, so what
-            # was rounded in it has zeros for gradients.
-            asked[part] = Asked(matrices_here, tuple(seen))
-            seen.clear()
-            return [*(matrices[i] for i in asked[part].matrices), *(each.output for each in asked[part].rounded)]
+            products[part] = met.take()
+            return [each.output for each in products[part]]
 
-        for matrix in matrices:
-            matrix.requires_grad_(True)
-        try:
-            with watched(self._linears(), self._inputs_read) as seen:
-                seed = self.calibration.seed - number
-                for part, draw, found in passed_back(self.model, document, scored, draws, seed, wanted, unseen):
-                    own = asked[part]
-                    toward = dict(zip(own.matrices, found, strict=False))
-                    for i, gradient in toward.items():
-                        products_of[draw, i] += products(gradient, own.matrices[i], unchanged=np.nan)
-                    for each, gradient in zip(own.rounded, found[len(toward) :], strict=True):
-                        products_of[draw, numbers[each.name]] += products(gradient, each.changes, unchanged=0.0)
-                    if draw == draws - 1:
-                        del asked[part]
-                        if isinstance(part, int):
-                            self.progress("weight prices", len(self.spec.layers) - part, steps)
-        finally:
-            self.model.requires_grad_(False)
+        with met:
+            seed = self.calibration.seed
+            for part, draw, found in passed_back(self.model, documents, self.scored, draws, seed, wanted, unseen):
+                gradients.append(found)
+                if draw == draws - 1:
+                    self._add(sums, products.pop(part), gradients)
+                    gradients.clear()
+                    if isinstance(part, int):
+                        self.progress("weight prices", len(self.spec.layers) - part, steps)
+        if missed := [tensor.name for tensor in tensors if tensor.name not in sums.met]:
+            raise InputError(
+                f"{missed[0]}: {type(self.model).__name__} ran without a product with it or a lookup in it, so"
+                " planner cannot tell what rounding it costs"
+            )
         self.progress("weight prices", steps, steps)
-        return {"squares": np.square(products_of) / (2 * scored)}
+        return {"whole": sums.whole, "blocks": sums.blocks}
 
-    def _by_part(self) -> tuple[dict[Part, list[int]], list[int]]:
-        """The numbers of the matrices in each layer, and of those in none."""
-        layer_of, inside, outside = part_of(self.model), dict[Part, list[int]](), list[int]()
-        for number, tensor in enumerate(self.spec.tensors):
-            if tensor.name in layer_of:
-                inside.setdefault(layer_of[tensor.name], []).append(number)
-            else:
-                outside.append(number)
-        return inside, outside
+    def _add(self, sums: "_Sums", products: Sequence[Product], gradients: Sequence[Sequence[Tensor]]) -> None:
+        """Add what every format changes in the products of one part, gradients by draw."""
+        sums.met |= {each.name for each in products}
+        toward = [torch.stack(each) for each in zip(*gradients, strict=True)]
+        of: dict[str, list[tuple[Product, Tensor]]] = {}
+        for each, gradient in zip(products, toward, strict=True):
+            # What is run again on the way to another part, as positions are for the head, has no gradient there.
+            if gradient.any():
+                of.setdefault(each.name, []).append((each, gradient.flatten(1, -2)))
+        asked = [
+            (i, number)
+            for i, tensor in enumerate(self.spec.tensors)
+            if tensor.name in of
+            for number in self._fitting(tensor)
+        ]
 
-    def _linears(self) -> dict[str, torch.nn.Module]:
-        """The linear layers whose inputs some format rounds, by the name of their matrix; a tied head is the
-        embedding's."""
-        if all(read is None for read in self._inputs_read(torch.zeros(1, RECODED_INPUTS))):
-            return {}
-        decided = {tensor.name for tensor in self.spec.tensors}
-        found: dict[str, torch.nn.Module] = {
-            name: module
-            for path, module in self.model.named_modules()
-            if isinstance(module, torch.nn.Linear) and (name := f"{path}.weight") in decided
+        def add(place: tuple[int, int]) -> None:
+            name, form = self.spec.tensors[place[0]].name, self.formats[place[1]]
+            with torch.inference_mode():
+                dense = self._dense(name)
+                matrix = dense + sums.shared[place].float() if place in sums.shared else self._recoded(name, form)
+                for each, gradient in of[name]:
+                    change = each.change(matrix[each.number], dense[each.number], partial(self._read, form))
+                    sums.add(place, torch.stack([(of_draw * change).sum(-1) for of_draw in gradient]))
+
+        with one_thread_each() as pool:
+            list(pool.map(add, asked))
+
+    def _shared(self) -> dict[tuple[int, int], Tensor]:
+        """What each format changes in the matrices that belong to no layer, by the numbers of both.
+
+        A tied one is met in every chunk of the head and in the embedding, and may be the largest matrix there is: it is
+        recoded once, and the changes are held in 16 bits.
+        """
+        inside = part_of(self.model)
+        return {
+            (i, number): (self._recoded(tensor.name, self.formats[number]) - self._dense(tensor.name)).half()
+            for i, tensor in enumerate(self.spec.tensors)
+            if tensor.name not in inside
+            for number in self._fitting(tensor)
         }
-        head = self.model.get_output_embeddings()
-        embedding = self.model.get_input_embeddings()
-        if head is not None and head.weight is embedding.weight:
-            name = next(n for n, p in self.model.named_parameters() if p is head.weight)
-            found[name] = head
-        return found
 
-    def _inputs_read(self, x: Tensor) -> list[Tensor | None]:
-        """Inputs [tokens, inputs] of a product as each format reads them, None where as they are."""
-        values = x.numpy()
-        read = [self.executor.recode_input(form, values) for form in self.formats]
-        return [None if each is None else torch.from_numpy(each) for each in read]
+    def _fitting(self, tensor: TensorSpec) -> list[int]:
+        """The numbers of the formats that a matrix can take."""
+        can = self.executor.capabilities
+        return [
+            number
+            for number, form in enumerate(self.formats)
+            if (form == can.as_source(tensor) if form.as_source else can.fits(tensor, form))
+        ]
 
-    def _changes(self, tensor: TensorSpec, held_as: torch.dtype) -> list[Tensor | None]:
-        """What each format changes in a matrix, in the parameter's own layout; None where it cannot."""
-        changes: list[Tensor | None] = []
-        dense = torch.from_numpy(self.weights.dense(tensor.name))
-        for form in self.formats:
-            if form.as_source:
-                fits = form == self.executor.capabilities.as_source(tensor)
-                changes.append(torch.empty(0) if fits else None)
-                continue
-            if not self.executor.capabilities.fits(tensor, form):
-                changes.append(None)
-                continue
-            change = torch.from_numpy(self.executor.recode_weight(tensor.name, form)) - dense
-            changes.append((change.T if self.weights.transposed(tensor.name) else change).to(held_as))
-        return changes
+    def _dense(self, name: str) -> Tensor:
+        return stack(torch.from_numpy(self.weights.dense(name)))
+
+    def _recoded(self, name: str, form: WeightFormat) -> Tensor:
+        return self._dense(name) if form.as_source else stack(torch.from_numpy(self.executor.recode_weight(name, form)))
+
+    def _read(self, form: WeightFormat, inputs: Tensor) -> Tensor | None:
+        """Inputs [rows, inputs] of a product as a format reads them, None where as they are."""
+        read = self.executor.recode_input(form, inputs.numpy())
+        return None if read is None else torch.from_numpy(read)
+
+
+def stack(matrix: Tensor) -> Tensor:
+    """[count, outputs, inputs] of a matrix, or of a stack of them."""
+    return matrix.reshape(-1, *matrix.shape[-2:])
+
+
+def kind_of(name: str) -> str:
+    """The name of a matrix without the number of its layer.
+
+    >>> kind_of("model.layers.12.mlp.up_proj.weight")
+    'model.layers.mlp.up_proj.weight'
+    """
+    return re.sub(r"\.\d+\b", "", name)

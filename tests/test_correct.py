@@ -60,7 +60,7 @@ def solved(prepared: Prepared, passes: Pipeline) -> Plan:
 
 def lost(prepared: Prepared, plan: Plan) -> float:
     """What a plan loses on the document of the anchors, in nats per token."""
-    _, document = calibration_documents(prepared.request, prepared.weights, 0)
+    *_, document = calibration_documents(prepared.request, prepared.weights, 0)
     first = len(document) // 2
     answers, found = (prepared.executor.open(each).score(document, first, 32) for each in (baseline(prepared), plan))
     return compare(answers, found, document[first + 1 :]).loss_nats

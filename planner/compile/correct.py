@@ -32,7 +32,7 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
     if limit is None or prepared.context.loss is None:
         return plan, prepared
     least = 0.0 if goal.minimise == LOSS else LEAST_TAKEN * limit  # little is what such a goal is after
-    _, document = calibration_documents(prepared.request, prepared.weights, prepared.context.seed)
+    *_, document = calibration_documents(prepared.request, prepared.weights, prepared.context.seed)
     first, chunk = len(document) // 2, prepared.request.workload.prefill_chunk_tokens
     answers = prepared.executor.open(baseline(prepared)).score(document, first, chunk)
     kept: tuple[Plan, Prepared] | None = None

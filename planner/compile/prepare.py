@@ -34,7 +34,8 @@ ANY_CPU = "server-cpu"
 PASSKEYS_TOLD = 3
 """Facts hidden in each calibration document and asked for again."""
 
-WEIGHT_DOCUMENT_TOKENS = 512
+WEIGHT_DOCUMENTS, WEIGHT_DOCUMENT_TOKENS = 4, 512
+"""What matrices are priced on: what they lose hangs little on the length of a context, and more on what is said."""
 
 
 def cache_directory() -> Path:
@@ -154,9 +155,9 @@ def model_profile(
     from profiles.model import Profiler, code_sha256
     from profiles.parts import Parts
 
-    calibration, held_out = calibration_documents(request, weights, seed)
+    priced, short, held_out = calibration_documents(request, weights, seed)
     sinks = SINKS if executor.capabilities.sinks else 0
-    asked = Calibration(calibration[:-1], calibration[-1:], request.calibration.draws, seed, sinks)
+    asked = Calibration(priced, short, request.calibration.draws, seed, sinks)
     identity = json.dumps(
         [
             checkpoint.spec.weights_sha256,
@@ -187,23 +188,24 @@ def questions(request: Request, weights: "CheckpointWeights", seed: int) -> Exam
     content, where = read(request.verification.text, documents.VERIFICATION_TEXT)
     if content == learnt:
         raise InputError(f"{where}: is what the model is calibrated on; give another text for verification")
-    calibration, held_out = calibration_documents(request, weights, seed)
-    seen = {document_sha256(document) for document in (*calibration, held_out)}
+    priced, short, held_out = calibration_documents(request, weights, seed)
+    seen = {document_sha256(document) for document in (*priced, *short, held_out)}
     return exam(weights.tokenizer, request.workload, request.verification, seen, learnt)
 
 
 def calibration_documents(
     request: Request, weights: "CheckpointWeights", seed: int
-) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Documents to price on at every context length, a short one for weights last; and one for the anchors."""
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], tuple[int, ...]]:
+    """Documents to price on at every context length, short ones for weights, and one for the anchors."""
     from profiles import documents
 
     lengths = [n for n in request.workload.context_tokens for _ in range(request.calibration.documents)]
     text, where = read(request.calibration.text, documents.CALIBRATION_TEXT)
     longest = request.workload.longest_tokens
-    found = documents.slices(weights.tokenizer, text, [*lengths, min(WEIGHT_DOCUMENT_TOKENS, longest), longest], where)
+    short = [min(WEIGHT_DOCUMENT_TOKENS, longest)] * WEIGHT_DOCUMENTS
+    found = documents.slices(weights.tokenizer, text, [*lengths, *short, longest], where)
     told = tuple(
         documents.with_passkeys(weights.tokenizer, document, PASSKEYS_TOLD, seed + i)
-        for i, document in enumerate(found[:-2])
+        for i, document in enumerate(found[: len(lengths)])
     )
-    return (*told, found[-2]), found[-1]
+    return told, found[len(lengths) : -1], found[-1]

@@ -35,17 +35,19 @@ def test_forward_is_the_model(tiny: Callable[[str], Path], family: str) -> None:
     logits = forward(model.model, tokens, 20, lambda attended: seen.update({attended.layer: attended}))
     assert torch.allclose(logits.detach(), plain[-20:], atol=5e-4)
     for i, layer in enumerate(model.spec.layers):
-        assert seen[i].q.shape == (layer.q_heads, 60, layer.head_dim)
-        assert seen[i].k.shape == seen[i].v.shape == (layer.kv_heads, 60, layer.head_dim)
+        assert seen[i].q.shape == (1, layer.q_heads, 60, layer.head_dim)
+        assert seen[i].k.shape == seen[i].v.shape == (1, layer.kv_heads, 60, layer.head_dim)
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_the_whole_graph(
-    tiny: Callable[[str], Path], family: str, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[[str], Path], family: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of every parameter, the tied embedding among them, and of every layer's attention; in chunks of the head."""
+    """Of every parameter, the tied embedding among them, and of every layer's attention; in chunks of the head, and
+    with documents side by side."""
     monkeypatch.setattr(streamed, "HEAD_CHUNK", 10)
-    model, tokens = subject(tiny(family)).model, tokens_of(TOKENS)
+    model, documents = subject(tiny(family)).model, [tokens_of(TOKENS, seed=i) for i in range(count)]
     model.requires_grad_(True)
     parameters, layer_of = dict(model.named_parameters()), part_of(model)
     assert set(layer_of.values()) == set(range(len(decoder_layers(model))))
@@ -65,7 +67,7 @@ def test_gradients_are_those_of_the_whole_graph(
     found = {(name, draw): torch.zeros_like(p) for name, p in parameters.items() for draw in range(DRAWS)}
     attention = dict[tuple[int, int], Tensor]()
     order = list[Part]()
-    for part, draw, gradients in passed_back(model, tokens, SCORED, DRAWS, SEED, wanted, see):
+    for part, draw, gradients in passed_back(model, documents, SCORED, DRAWS, SEED, wanted, see):
         order += [part] if not order or order[-1] != part else []
         for name, gradient in zip(names[part], gradients, strict=False):
             found[name, draw] += gradient
@@ -74,15 +76,19 @@ def test_gradients_are_those_of_the_whole_graph(
     assert order == ["head", *reversed(range(len(decoder_layers(model)))), "embedding"]
     assert not any("forward" in vars(layer) for layer in decoder_layers(model))
 
-    seen.clear()
-    logits = forward(model, tokens, SCORED, see)
-    outs = [seen[i] for i in range(len(decoder_layers(model)))]
-    for draw, scalar in enumerate(in_chunks(logits, 10)):
+    logits, outs = list[Tensor](), list[Tensor]()
+    for document in documents:
+        seen.clear()
+        logits.append(forward(model, document, SCORED, see))
+        outs += [seen[i] for i in range(len(decoder_layers(model)))]
+    for draw, scalar in enumerate(in_chunks(torch.stack(logits), 10 // count)):
         told = torch.autograd.grad(scalar, [*parameters.values(), *outs], retain_graph=True, materialize_grads=True)
         for (name, _), gradient in zip(parameters.items(), told, strict=False):
             assert torch.allclose(found[name, draw], gradient, rtol=1e-3, atol=1e-4 * scale(gradient)), name
         for i, gradient in enumerate(told[len(parameters) :]):
-            assert torch.allclose(attention[i, draw], gradient, rtol=1e-3, atol=1e-4 * scale(gradient)), i
+            document, layer = divmod(i, len(decoder_layers(model)))
+            streamed_back = attention[layer, draw][document]
+            assert torch.allclose(streamed_back, gradient[0], rtol=1e-3, atol=1e-4 * scale(gradient)), i
 
 
 def test_a_graph_does_not_outlive_its_layer(tiny: Callable[[str], Path]) -> None:
@@ -97,7 +103,7 @@ def test_a_graph_does_not_outlive_its_layer(tiny: Callable[[str], Path]) -> None
         graphs[attended.layer] = attended.out
         alive[attended.layer] = weakref.ref(attended.out)
 
-    for part, _, _ in passed_back(model, tokens_of(TOKENS), SCORED, 2, SEED, wanted, see):
+    for part, _, _ in passed_back(model, [tokens_of(TOKENS)], SCORED, 2, SEED, wanted, see):
         gc.collect()
         assert {i for i, out in alive.items() if out() is not None} <= {part}
 
@@ -109,7 +115,7 @@ def test_a_killed_pass_leaves_the_model_as_it_was(tiny: Callable[[str], Path]) -
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(passed_back(model, tokens_of(TOKENS), SCORED, 1, SEED, lambda part: [], stopped))
+        list(passed_back(model, [tokens_of(TOKENS)], SCORED, 1, SEED, lambda part: [], stopped))
     assert not any("forward" in vars(layer) for layer in decoder_layers(model))
     assert forward(model, tokens_of(TOKENS), 1, unseen).isfinite().all()
 
@@ -119,7 +125,8 @@ def scale(x: Tensor) -> float:
 
 
 def in_chunks(logits: Tensor, size: int) -> list[Tensor]:
-    """The log-likelihood of each draw, labels drawn chunk by chunk from one generator."""
+    """The log-likelihood of each draw for logits [documents, scored, vocab], labels drawn chunk by chunk from one
+    generator."""
     generator = torch.Generator().manual_seed(SEED)
-    each = [torch.stack(list(drawn(chunk, DRAWS, generator))) for chunk in logits.split(size)]
+    each = [torch.stack(list(drawn(chunk.flatten(0, 1), DRAWS, generator))) for chunk in logits.split(size, 1)]
     return list(torch.stack(each).sum(0))

@@ -2,15 +2,15 @@
 
 The estimator is that of `fisher.py`: the inner product of a draw's gradient with a change, here of what a product with
 the matrix gives, or a lookup in it. What one position does hardly hangs together with what another does, so squares are
-taken of sums over few positions, each of which is one more sample: the price of a matrix is as steady as if labels had
-been drawn hundreds of times. Documents are short, and several pass through the model side by side.
+taken of sums over few positions, each of which is one more sample. In the head, where labels of different positions are
+drawn independently, that is exact; elsewhere what it leaves out is learnt from all matrices of a kind. Documents are
+short, and several pass through the model side by side.
 """
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -28,12 +28,15 @@ from planner.spec import ModelSpec, TensorSpec
 from profiles.calibration import Calibration
 from profiles.fisher import mean_and_error
 from profiles.parts import Parts
-from profiles.streamed import Part, part_of, passed_back, unseen
+from profiles.streamed import Part, passed_back, unseen
 from profiles.weights import CheckpointWeights
 from profiles.workers import one_thread_each
 
 BLOCK = 8
-"""Positions whose inner products are added before they are squared."""
+"""Positions whose inner products are added before they are squared (of an expert: neighbours among those it serves)."""
+
+OUTPUTS_AT_ONCE = 8192
+"""Outputs of a product whose changes are held at a time: a vocabulary has many."""
 
 PRIOR_SAMPLES = 50
 """How many samples of matrices of one kind weigh as much as those of all others, in what blocks leave out."""
@@ -55,14 +58,24 @@ class Product:
     before: Tensor | None
     output: Tensor
 
-    def change(self, matrix: Tensor, dense: Tensor, read: Callable[[Tensor], Tensor | None]) -> Tensor:
-        """[rows, outputs]: what another matrix [outputs, inputs] changes, and inputs as they are read beside it."""
+    def by_position(self, toward: Tensor, change: Tensor, dense: Tensor, read: Tensor | None) -> Tensor:
+        """Inner products [draws, rows] of gradients with what a change of the matrix changes in the output.
+
+        toward         [draws, rows, outputs]
+        change, dense  [outputs, inputs]
+        read           the inputs as they are read beside the changed matrix, None where as they are
+        """
         if self.before is None:
-            return matrix[self.inputs] - dense[self.inputs]
-        read_as = read(self.inputs)
-        if read_as is None:
-            return self.inputs @ (matrix - dense).T
-        return read_as @ matrix.T - self.before
+            return torch.einsum("dro,ro->dr", toward, change[self.inputs].float())
+        found = torch.zeros(toward.shape[:2])
+        for start in range(0, len(change), OUTPUTS_AT_ONCE):
+            part = slice(start, start + OUTPUTS_AT_ONCE)
+            if read is None:
+                differs = self.inputs @ change[part].float().T
+            else:
+                differs = read @ (dense[part] + change[part]).T - self.before[:, part]
+            found += torch.einsum("dro,ro->dr", toward[..., part], differs)
+        return found
 
 
 class Met(TorchFunctionMode):
@@ -124,27 +137,30 @@ def _given(args: Sequence[Any], kwargs: Mapping[str, Any] | None, *names: str) -
 class WeightProducts:
     """Inner products of gradients with what formats change, over all positions of all documents.
 
-    kinds   what sort of matrix each site is, as `v_proj`
-    whole   [draws, weight_sites, formats]
-    blocks  like it: the sum of the squares over blocks of positions
+    kinds   what sort of matrix each site is: its name without the number of its layer
+    whole   [draws, weight_sites, formats], but for those in the head
+    blocks  like it: the sum of their squares over blocks of positions
+    head    like it: the sum of the squares over positions in the head
     """
 
     kinds: tuple[str, ...]
     whole: NDArray[np.float64]
     blocks: NDArray[np.float64]
+    head: NDArray[np.float64]
 
     def losses(self, scored: int) -> NDArray[np.float64]:
         """Loss in nats per token by draw: [draws, weight_sites, formats].
 
         The mean square of the whole is what is wanted, and that of blocks is steadier but without what positions of
         different blocks do together. How much that is hangs on what a matrix is for: values are mixed over positions.
-        So the ratio of the two is that of matrices of a kind, and of all where there are few of it.
+        So the ratio of the two is that of matrices of a kind, and of all where there are few of it. What a tied matrix
+        does in the head and what it does in the embedding are added as if they had nothing to do with one another.
         """
         whole, blocks = np.square(self.whole).mean(0), self.blocks.mean(0)
         ratios = np.divide(whole, blocks, out=np.full_like(blocks, np.nan), where=blocks > 0)
         known = np.isfinite(ratios)
         if not known.any():
-            return self.blocks / (2 * scored)
+            return (self.head + self.blocks) / (2 * scored)
         of_all = ratios[known].mean()
         kinds = np.array(self.kinds)
         factor = np.empty((len(kinds), 1))
@@ -153,29 +169,7 @@ class WeightProducts:
             samples = own.sum() * len(self.whole) if known[own].any() else 0
             mean = ratios[own][known[own]].mean() if samples else of_all
             factor[own] = (samples * mean + PRIOR_SAMPLES * of_all) / (samples + PRIOR_SAMPLES)
-        return self.blocks * factor / (2 * scored)
-
-
-@dataclass
-class _Sums:
-    """What is added up part by part.
-
-    shared         what a format changes in a matrix of no layer, by the numbers of both
-    whole, blocks  as in WeightProducts
-    met            the matrices that were met
-    """
-
-    shared: Mapping[tuple[int, int], Tensor]
-    whole: NDArray[np.float64]
-    blocks: NDArray[np.float64]
-    met: set[str] = field(default_factory=set)
-
-    def add(self, place: tuple[int, int], by_position: Tensor) -> None:
-        """Inner products [draws, positions] of one format's change in one product."""
-        exact = by_position.double()
-        padded = torch.nn.functional.pad(exact, (0, -exact.shape[-1] % BLOCK))
-        self.whole[:, *place] += exact.sum(-1).numpy()
-        self.blocks[:, *place] += padded.unflatten(-1, (-1, BLOCK)).sum(-1).square().sum(-1).numpy()
+        return (self.head + self.blocks * factor) / (2 * scored)
 
 
 @dataclass
@@ -201,14 +195,13 @@ class WeightPricer:
         return tuple(f for f in (*can.weight_formats, *kept) if f != WeightFormat(32))
 
     def prices(self) -> WeightPrices:
-        """Mean loss in nats per token over the draws for weights, and its standard error."""
+        """Mean loss in nats per token over the draws for weights, and its standard error on these documents."""
         if not self.calibration.weight_documents:
             nothing = np.full((len(self.spec.tensors), len(self.formats)), np.nan)
             return WeightPrices(self.spec.weight_sites, self.formats, nothing, nothing)
         part = self.parts.get("weights", self._products)
         kinds = tuple(kind_of(tensor.name) for tensor in self.spec.tensors)
-        whole, blocks = (cast(NDArray[np.float64], part[name]) for name in ("whole", "blocks"))
-        found = WeightProducts(kinds, whole, blocks)
+        found = WeightProducts(kinds, *(cast(NDArray[np.float64], part[name]) for name in ("whole", "blocks", "head")))
         loss, error = mean_and_error(found.losses(self.scored * len(self.calibration.weight_documents)))
         for i, tensor in enumerate(self.spec.tensors):
             unfit = sorted(set(range(len(self.formats))) - set(self._fitting(tensor)))
@@ -221,82 +214,88 @@ class WeightPricer:
         return len(self.calibration.weight_documents[0]) // 2
 
     def _products(self) -> dict[str, NDArray[np.float64]]:
-        """`whole` and `blocks` as in WeightProducts."""
-        documents, tensors = self.calibration.weight_documents, self.spec.tensors
-        draws = self.calibration.draws_for(sum(map(len, documents)))
+        """`whole`, `blocks` and `head` as in WeightProducts."""
+        documents, tensors, draws = self.calibration.weight_documents, self.spec.tensors, self.calibration.draws
         shape = draws, len(tensors), len(self.formats)
-        sums = _Sums(self._shared(), np.zeros(shape), np.zeros(shape))
+        sums = {name: np.zeros(shape) for name in ("whole", "blocks", "head")}
         if any(tensor.count > 1 for tensor in tensors):
             self.model.set_experts_implementation("eager")  # one expert after another: each product is met
         parameters = dict(self.model.named_parameters())
-        met = Met({tensor.name: parameters[tensor.name] for tensor in tensors})
+        met, ever = Met({tensor.name: parameters[tensor.name] for tensor in tensors}), set[str]()
         products: dict[Part, list[Product]] = {}
-        gradients: list[tuple[Tensor, ...]] = []
+        toward: list[Tensor] = []
+        in_head: dict[tuple[int, int], Tensor] = {}
         steps = len(self.spec.layers) + 1
         self.progress("weight prices", 0, steps)
 
         def wanted(part: Part) -> list[Tensor]:
             products[part] = met.take()
+            ever.update(each.name for each in products[part])
             return [each.output for each in products[part]]
 
         with met:
             seed = self.calibration.seed
             for part, draw, found in passed_back(self.model, documents, self.scored, draws, seed, wanted, unseen):
-                gradients.append(found)
+                if draw == 0:
+                    toward = [torch.empty(draws, *each.shape) for each in found]
+                for into, gradient in zip(toward, found, strict=True):
+                    into[draw] = gradient
                 if draw == draws - 1:
-                    self._add(sums, products.pop(part), gradients)
-                    gradients.clear()
+                    self._add(sums, part, list(zip(products.pop(part), toward, strict=True)), in_head)
+                    toward.clear()
                     if isinstance(part, int):
+                        in_head.clear()
                         self.progress("weight prices", len(self.spec.layers) - part, steps)
-        if missed := [tensor.name for tensor in tensors if tensor.name not in sums.met]:
+        if missed := [tensor.name for tensor in tensors if tensor.name not in ever]:
             raise InputError(
                 f"{missed[0]}: {type(self.model).__name__} ran without a product with it or a lookup in it, so"
                 " planner cannot tell what rounding it costs"
             )
         self.progress("weight prices", steps, steps)
-        return {"whole": sums.whole, "blocks": sums.blocks}
+        return sums
 
-    def _add(self, sums: "_Sums", products: Sequence[Product], gradients: Sequence[Sequence[Tensor]]) -> None:
-        """Add what every format changes in the products of one part, gradients by draw."""
-        sums.met |= {each.name for each in products}
-        toward = [torch.stack(each) for each in zip(*gradients, strict=True)]
-        of: dict[str, list[tuple[Product, Tensor]]] = {}
-        for each, gradient in zip(products, toward, strict=True):
-            # What is run again on the way to another part, as positions are for the head, has no gradient there.
-            if gradient.any():
-                of.setdefault(each.name, []).append((each, gradient.flatten(1, -2)))
+    def _add(
+        self,
+        sums: Mapping[str, NDArray[np.float64]],
+        part: Part,
+        products: Sequence[tuple[Product, Tensor]],
+        in_head: dict[tuple[int, int], Tensor],
+    ) -> None:
+        """Add what every format changes in the products of one part, with gradients [draws, ..., outputs].
+
+        The head comes in many pieces. Its matrix, maybe the largest there is, is recoded in the first and what each
+        format changes is left `in_head`, in 16 bits, by the numbers of both.
+        """
+        names = {each.name for each, _ in products}
         asked = [
             (i, number)
             for i, tensor in enumerate(self.spec.tensors)
-            if tensor.name in of
+            if tensor.name in names
             for number in self._fitting(tensor)
         ]
 
         def add(place: tuple[int, int]) -> None:
             name, form = self.spec.tensors[place[0]].name, self.formats[place[1]]
             with torch.inference_mode():
-                dense = self._dense(name)
-                matrix = dense + sums.shared[place].float() if place in sums.shared else self._recoded(name, form)
-                for each, gradient in of[name]:
-                    change = each.change(matrix[each.number], dense[each.number], partial(self._read, form))
-                    sums.add(place, torch.stack([(of_draw * change).sum(-1) for of_draw in gradient]))
+                dense = stack(torch.from_numpy(self.weights.dense(name)))
+                change = in_head[place] if place in in_head else self._recoded(name, form) - dense
+                if part == "head":
+                    change = in_head[place] = change.half()
+                for each, toward in products:
+                    if each.name != name:
+                        continue
+                    read = None if each.before is None else self._read(form, each.inputs)
+                    own = change[each.number], dense[each.number]
+                    exact = each.by_position(toward.flatten(1, -2), *own, read).double()
+                    if part == "head":
+                        sums["head"][:, *place] += exact.square().sum(-1).numpy()
+                        continue
+                    padded = torch.nn.functional.pad(exact, (0, -exact.shape[-1] % BLOCK))
+                    sums["whole"][:, *place] += exact.sum(-1).numpy()
+                    sums["blocks"][:, *place] += padded.unflatten(-1, (-1, BLOCK)).sum(-1).square().sum(-1).numpy()
 
         with one_thread_each() as pool:
             list(pool.map(add, asked))
-
-    def _shared(self) -> dict[tuple[int, int], Tensor]:
-        """What each format changes in the matrices that belong to no layer, by the numbers of both.
-
-        A tied one is met in every chunk of the head and in the embedding, and may be the largest matrix there is: it is
-        recoded once, and the changes are held in 16 bits.
-        """
-        inside = part_of(self.model)
-        return {
-            (i, number): (self._recoded(tensor.name, self.formats[number]) - self._dense(tensor.name)).half()
-            for i, tensor in enumerate(self.spec.tensors)
-            if tensor.name not in inside
-            for number in self._fitting(tensor)
-        }
 
     def _fitting(self, tensor: TensorSpec) -> list[int]:
         """The numbers of the formats that a matrix can take."""
@@ -307,11 +306,10 @@ class WeightPricer:
             if (form == can.as_source(tensor) if form.as_source else can.fits(tensor, form))
         ]
 
-    def _dense(self, name: str) -> Tensor:
-        return stack(torch.from_numpy(self.weights.dense(name)))
-
     def _recoded(self, name: str, form: WeightFormat) -> Tensor:
-        return self._dense(name) if form.as_source else stack(torch.from_numpy(self.executor.recode_weight(name, form)))
+        """A matrix, or a stack of them, as it reads back from a format: [count, outputs, inputs]."""
+        plain = form.as_source
+        return stack(torch.from_numpy(self.weights.dense(name) if plain else self.executor.recode_weight(name, form)))
 
     def _read(self, form: WeightFormat, inputs: Tensor) -> Tensor | None:
         """Inputs [rows, inputs] of a product as a format reads them, None where as they are."""

@@ -35,7 +35,8 @@ PASSKEYS_TOLD = 3
 """Facts hidden in each calibration document and asked for again."""
 
 WEIGHT_DOCUMENTS, WEIGHT_DOCUMENT_TOKENS = 4, 512
-"""What matrices are priced on: what they lose hangs little on the length of a context, and more on what is said."""
+"""What matrices are priced on, as far as the text suffices: what they lose hangs little on the length of a context, and
+more on what is said."""
 
 
 def cache_directory() -> Path:
@@ -202,8 +203,14 @@ def calibration_documents(
     lengths = [n for n in request.workload.context_tokens for _ in range(request.calibration.documents)]
     text, where = read(request.calibration.text, documents.CALIBRATION_TEXT)
     longest = request.workload.longest_tokens
-    short = [min(WEIGHT_DOCUMENT_TOKENS, longest)] * WEIGHT_DOCUMENTS
-    found = documents.slices(weights.tokenizer, text, [*lengths, *short, longest], where)
+    short = min(WEIGHT_DOCUMENT_TOKENS, longest)
+    for count in range(WEIGHT_DOCUMENTS, 0, -1):
+        try:
+            found = documents.slices(weights.tokenizer, text, [*lengths, *[short] * count, longest], where)
+            break
+        except InputError:  # a short text leaves less to price matrices on
+            if count == 1:
+                raise
     told = tuple(
         documents.with_passkeys(weights.tokenizer, document, PASSKEYS_TOLD, seed + i)
         for i, document in enumerate(found[: len(lengths)])

@@ -4,13 +4,13 @@ The file is the model's own where its source is one, else all matrices are q8_0;
 flash or not, on all of the CPUs or half of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from backends.llamacpp.executor import CAPABILITIES, LlamaCppExecutor
 from backends.llamacpp.library import threads
 from backends.llamacpp.session import LlamaCppSession, Run
-from planner.executor import Timing, Weights
+from planner.executor import Progress, Timing, Weights
 from planner.formats import KV_BLOCK, ggml
 from planner.goal import Workload
 from planner.plan import trial
@@ -53,16 +53,22 @@ def own_weights(weights: Weights, spec: ModelSpec) -> LlamaCppSession:
     return LlamaCppExecutor(weights, spec).open(plan)
 
 
-def tried(session: LlamaCppSession, head_dim: int, prompt: Sequence[int], new_tokens: int) -> Iterator[Tried]:
+def tried(
+    session: LlamaCppSession, head_dim: int, prompt: Sequence[int], new_tokens: int, progress: Progress
+) -> tuple[Tried, ...]:
     """Every setting over a prompt: first threads over the start of it, then caches with the best of them; a cache in
     blocks only where they divide a head."""
-    few = prompt[:FEW_TOKENS]
+    stage, caches = "trying llama.cpp's settings", CACHES if head_dim % KV_BLOCK == 0 else FLOAT_CACHES
+    few, steps, found = prompt[:FEW_TOKENS], 1 + len(caches), list[Tried]()
+    progress(stage, 0, steps)
     counts = sorted({threads(), max(threads() // 2, 1)})
     runs = [replace(session.run, threads=count) for count in counts]
     fastest = min((timed(session, run, few, new_tokens) for run in runs), key=lambda one: one.decode_s)
-    for kind, flash in CACHES if head_dim % KV_BLOCK == 0 else FLOAT_CACHES:
-        run = replace(fastest.run, k=kind, v=kind, flash=flash)
-        yield timed(session, run, prompt, new_tokens)
+    for kind, flash in caches:
+        progress(stage, 1 + len(found), steps)
+        found.append(timed(session, replace(fastest.run, k=kind, v=kind, flash=flash), prompt, new_tokens))
+    progress(stage, steps, steps)
+    return tuple(found)
 
 
 def timed(session: LlamaCppSession, run: Run, prompt: Sequence[int], new_tokens: int) -> Tried:

@@ -53,9 +53,7 @@ def rival(
     ours = opponent.own_weights(weights, checkpoint.spec)
     # The least of a document that every vocabulary has: which tokens they are makes no difference to the time.
     prompt = tuple(5 + i % 50 for i in range(workload.longest_tokens - TIMED_TOKENS))
-    progress("trying llama.cpp's settings", 0, 1)
-    found = list(opponent.tried(ours, checkpoint.spec.layers[0].head_dim, prompt, TIMED_TOKENS))
-    progress("trying llama.cpp's settings", 1, 1)
+    found = opponent.tried(ours, checkpoint.spec.layers[0].head_dim, prompt, TIMED_TOKENS, progress)
     best = min(found, key=lambda one: one.decode_s)
     session = replace(ours, run=best.run)
     told = tuple(

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
+from planner import interrupt
+
 QUIET_S = 2.0
 TERMINAL_EVERY_S = 0.2
 LOG_EVERY_S = 10.0
@@ -27,6 +29,7 @@ class ProgressLine:
         self._first = self._width = 0
 
     def __call__(self, stage: str, done: int, of: int) -> None:
+        interrupt.check()
         now = self._clock()
         if stage != self._stage:
             self._clear()

@@ -48,8 +48,11 @@ class Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
+        from planner.interrupt import remembered
+
         try:
-            return super().invoke(ctx)
+            with remembered():
+                return super().invoke(ctx)
         except PlannerError as error:
             fail(str(error), error.exit_code)
         except KeyboardInterrupt:

@@ -5,7 +5,7 @@ The work is kept document by document in a directory, so that a killed run goes 
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,19 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from planner.executor import Executor, KvStatics, Progress
+from planner.executor import KvStatics
 from planner.formats import coded_alike
 from planner.profile import KvPrices, ModelProfile
 from planner.space import FLOAT16, KvFormat, KvSite
-from planner.spec import ModelSpec
 from profiles import fisher
-from profiles.calibration import Calibration
-from profiles.parts import Parts
+from profiles.measurement import Measurement
 from profiles.streamed import Attended, Part, forward, passed_back
 from profiles.weight_prices import WeightPricer
-from profiles.weights import CheckpointWeights
 from profiles.workers import one_thread_each
 
 WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -40,6 +36,7 @@ MEASURING = (
     "calibration.py",
     "fisher.py",
     "streamed.py",
+    "products.py",
     "weight_prices.py",
     "anchors.py",
     "weight_anchors.py",
@@ -53,20 +50,8 @@ def code_sha256() -> str:
     return hashlib.sha256(b"".join((here / name).read_bytes() for name in MEASURING)).hexdigest()
 
 
-@dataclass
-class Profiler:
-    """One model being measured under one runtime's formats."""
-
-    weights: CheckpointWeights
-    spec: ModelSpec
-    executor: Executor
-    calibration: Calibration
-    parts: Parts
-    progress: Progress
-
-    @property
-    def model(self) -> PreTrainedModel:
-        return self.weights.model
+class Profiler(Measurement):
+    """The prices of every option of a model under one runtime's formats."""
 
     @property
     def kv_formats(self) -> tuple[KvFormat, ...]:

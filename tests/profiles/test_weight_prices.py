@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from planner.errors import InputError
 from planner.executor import Executor
 from planner.space import WeightFormat
-from profiles import streamed, weight_prices
+from profiles import products, streamed, weight_prices
 from profiles.calibration import Calibration
 from profiles.parts import Parts
 from profiles.streamed import Part, part_of, passed_back, unseen
@@ -115,7 +115,7 @@ def test_rounded_inputs_are_priced_with_the_matrix(
     """Sums, those over blocks and those of the head, position by position from what modules read and gave: with biases,
     transposed, tied and not, and the head in pieces."""
     monkeypatch.setattr(streamed, "HEAD_CHUNK", 10)
-    monkeypatch.setattr(weight_prices, "OUTPUTS_AT_ONCE", 48)
+    monkeypatch.setattr(products, "OUTPUTS_AT_ONCE", 48)
     model = subject(tiny(family))
     executor = Halving(model.executor)
     priced = pricer(model, tmp_path, executor)

@@ -194,6 +194,7 @@ class ProfileReport:
 
     profile: ModelProfile
     where: str
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         p = self.profile
@@ -207,6 +208,7 @@ class ProfileReport:
                 {"name": a.name, "predicted_nats": a.predicted_nats, "measured_nats": a.measured_nats}
                 for a in p.anchors
             ],
+            "notes": list(self.notes),
         }
 
     def _uniform(self) -> Iterator[tuple[str, float]]:
@@ -226,7 +228,7 @@ class ProfileReport:
             f"  {a.name:<28} {a.predicted_nats:.4f} predicted, {a.measured_nats:.4f} measured"
             for a in self.profile.anchors
         ]
-        return "\n".join([*lines, f"kept in {self.where}"])
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), f"kept in {self.where}"])
 
 
 def profile_model(
@@ -235,10 +237,10 @@ def profile_model(
     """Price every option of every site of a model as a runtime stores them; kept by content, resumed after a kill."""
     from planner.compile.prepare import ANY_CPU, cache_directory, prepare
 
-    profile = prepare(request, ANY_CPU, seed, progress, backend).profile
-    if profile is None:
+    prepared = prepare(request, ANY_CPU, seed, progress, backend)
+    if prepared.profile is None:
         raise InputError(f"{request.name}: a bare config has no weights to measure; give a model with weights")
-    return ProfileReport(profile, str(cache_directory() / "profiles"))
+    return ProfileReport(prepared.profile, str(cache_directory() / "profiles"), prepared.notes)
 
 
 @dataclass(frozen=True, slots=True)

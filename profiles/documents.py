@@ -73,6 +73,11 @@ def shipped(name: str) -> str:
     return resources.files("profiles").joinpath("texts", name).read_text(encoding="utf-8")
 
 
+def length(tokenizer: Tokenizer, text: str) -> int:
+    """How many tokens a text has."""
+    return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
 def slices(tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str) -> tuple[tuple[int, ...], ...]:
     """Consecutive, disjoint token slices of these lengths, spread over the whole text; each starts a document."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids

@@ -8,7 +8,7 @@ import pytest
 
 from planner.compile.correct import LEAST_TAKEN, correct
 from planner.compile.exam import fresh
-from planner.compile.prepare import Prepared, calibration_documents, prepare
+from planner.compile.prepare import Prepared, prepare
 from planner.compile.priced import baseline, planned
 from planner.compile.prove import loss_nats, prove
 from planner.compile.retreat import objective
@@ -60,7 +60,8 @@ def solved(prepared: Prepared, passes: Pipeline) -> Plan:
 
 def lost(prepared: Prepared, plan: Plan) -> float:
     """What a plan loses on the document of the anchors, in nats per token."""
-    *_, document = calibration_documents(prepared.request, prepared.weights, 0)
+    assert prepared.read_from is not None
+    document = prepared.read_from.held_out
     first = len(document) // 2
     answers, found = (prepared.executor.open(each).score(document, first, 32) for each in (baseline(prepared), plan))
     return compare(answers, found, document[first + 1 :]).loss_nats

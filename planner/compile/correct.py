@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from planner.compile.prepare import Prepared, calibration_documents
+from planner.compile.prepare import Prepared
 from planner.compile.priced import baseline, planned
 from planner.compile.retreat import objective
 from planner.compile.search import Pipeline, search
@@ -29,10 +29,10 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
     """
     goal = prepared.request.goal
     limit = goal.limits.loss_nats
-    if limit is None or prepared.context.loss is None:
+    if limit is None or prepared.context.loss is None or prepared.read_from is None:
         return plan, prepared
     least = 0.0 if goal.minimise == LOSS else LEAST_TAKEN * limit  # little is what such a goal is after
-    *_, document = calibration_documents(prepared.request, prepared.weights, prepared.context.seed)
+    document = prepared.read_from.held_out
     first, chunk = len(document) // 2, prepared.request.workload.prefill_chunk_tokens
     answers = prepared.executor.open(baseline(prepared)).score(document, first, chunk)
     kept: tuple[Plan, Prepared] | None = None

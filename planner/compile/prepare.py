@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from planner.compile.calibration import Texts, texts
 from planner.compile.exam import exam, read
 from planner.compile.runtimes import choose, runtime
 from planner.errors import InputError
@@ -31,13 +32,6 @@ SINKS = 4
 ANY_CPU = "server-cpu"
 """A target for those who want a model measured and no plan: prices do not depend on it, and this one is not timed."""
 
-PASSKEYS_TOLD = 3
-"""Facts hidden in each calibration document and asked for again."""
-
-WEIGHT_DOCUMENTS, WEIGHT_DOCUMENT_TOKENS = 4, 512
-"""What matrices are priced on, as far as the text suffices: what they lose hangs little on the length of a context, and
-more on what is said."""
-
 
 def cache_directory() -> Path:
     """Where measurements are kept, made if need be: $PLANNER_CACHE, or ~/.cache/planner."""
@@ -55,7 +49,7 @@ def cache_directory() -> Path:
 class Prepared:
     """An opened request. `context` is what passes see; `executor` runs plans here.
 
-    A model without weights has neither a profile nor an exam.
+    `read_from` is what it was calibrated on. A model without weights has neither that, nor a profile or an exam.
     """
 
     request: Request
@@ -63,6 +57,7 @@ class Prepared:
     weights: "CheckpointWeights"
     executor: Executor
     profile: ModelProfile | None
+    read_from: Texts | None
     exam: Exam | None
     context: PassContext
     local: bool
@@ -77,14 +72,16 @@ def prepare(request: Request, target: str, seed: int, progress: Progress, backen
     keep_freed_memory()
     checkpoint = opened(request)
     weights = CheckpointWeights(checkpoint)
-    asked = questions(request, weights, seed) if checkpoint.spec.has_weights else None
+    read_from = texts(request, weights.tokenizer, seed) if checkpoint.spec.has_weights else None
+    asked = None if read_from is None else questions(request, weights, read_from)
     named = None if target == "local" else known_target(target)
     name, notes = choose(backend, "local" if named is None else named, checkpoint.config)
     machine = measured_here(name, progress) if named is None else named
     executor = runtime(name).executor(weights, checkpoint.spec)
-    profile = (
-        model_profile(request, checkpoint, weights, executor, seed, progress) if checkpoint.spec.has_weights else None
-    )
+    profile = None
+    if read_from is not None:
+        profile = model_profile(request, checkpoint, weights, executor, read_from, seed, progress)
+        notes = (*notes, *read_from.notes)
     loss = None
     if profile is not None:
         executor.use(profile.statics)
@@ -93,7 +90,9 @@ def prepare(request: Request, target: str, seed: int, progress: Progress, backen
     if profile is None:
         capabilities = shapes_only(capabilities)
     context = PassContext(checkpoint.spec, request.workload, request.goal, machine, capabilities, loss, seed)
-    return Prepared(request, checkpoint, weights, executor, profile, asked, context, target == "local", notes)
+    return Prepared(
+        request, checkpoint, weights, executor, profile, read_from, asked, context, target == "local", notes
+    )
 
 
 def opened(request: Request) -> "Checkpoint":
@@ -147,6 +146,7 @@ def model_profile(
     checkpoint: "Checkpoint",
     weights: "CheckpointWeights",
     executor: Executor,
+    read_from: Texts,
     seed: int,
     progress: Progress,
 ) -> ModelProfile:
@@ -156,9 +156,8 @@ def model_profile(
     from profiles.model import Profiler, code_sha256
     from profiles.parts import Parts
 
-    priced, short, held_out = calibration_documents(request, weights, seed)
     sinks = SINKS if executor.capabilities.sinks else 0
-    asked = Calibration(priced, short, request.calibration.draws, seed, sinks)
+    asked = Calibration(read_from.priced, read_from.short, request.calibration.draws, seed, sinks)
     identity = json.dumps(
         [
             checkpoint.spec.weights_sha256,
@@ -166,7 +165,7 @@ def model_profile(
             executor.identity(),
             code_sha256(),
             asked.sha256,
-            held_out,
+            read_from.held_out,
             asked.draws,
             seed,
             sinks,
@@ -176,11 +175,11 @@ def model_profile(
     profiler = Profiler(weights, checkpoint.spec, executor, asked, parts, progress)
     profile = profiler.run()
     return anchors.measure(
-        profile, checkpoint.spec, executor, held_out, request.workload.prefill_chunk_tokens, parts, progress
+        profile, checkpoint.spec, executor, read_from.held_out, request.workload.prefill_chunk_tokens, parts, progress
     )
 
 
-def questions(request: Request, weights: "CheckpointWeights", seed: int) -> Exam:
+def questions(request: Request, weights: "CheckpointWeights", read_from: Texts) -> Exam:
     """What plans are verified on: made before anything is measured, so that a text that will not do is told at once."""
     from profiles import documents
     from profiles.calibration import document_sha256
@@ -189,30 +188,5 @@ def questions(request: Request, weights: "CheckpointWeights", seed: int) -> Exam
     content, where = read(request.verification.text, documents.VERIFICATION_TEXT)
     if content == learnt:
         raise InputError(f"{where}: is what the model is calibrated on; give another text for verification")
-    priced, short, held_out = calibration_documents(request, weights, seed)
-    seen = {document_sha256(document) for document in (*priced, *short, held_out)}
+    seen = {document_sha256(document) for document in read_from.every}
     return exam(weights.tokenizer, request.workload, request.verification, seen, learnt)
-
-
-def calibration_documents(
-    request: Request, weights: "CheckpointWeights", seed: int
-) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Documents to price on at every context length, short ones for weights, and one for the anchors."""
-    from profiles import documents
-
-    lengths = [n for n in request.workload.context_tokens for _ in range(request.calibration.documents)]
-    text, where = read(request.calibration.text, documents.CALIBRATION_TEXT)
-    longest = request.workload.longest_tokens
-    short = min(WEIGHT_DOCUMENT_TOKENS, longest)
-    for count in range(WEIGHT_DOCUMENTS, 0, -1):
-        try:
-            found = documents.slices(weights.tokenizer, text, [*lengths, *[short] * count, longest], where)
-            break
-        except InputError:  # a short text leaves less to price matrices on
-            if count == 1:
-                raise
-    told = tuple(
-        documents.with_passkeys(weights.tokenizer, document, PASSKEYS_TOLD, seed + i)
-        for i, document in enumerate(found[: len(lengths)])
-    )
-    return told, found[len(lengths) : -1], found[-1]

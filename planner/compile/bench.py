@@ -91,6 +91,20 @@ class BenchReport:
         return "\n".join(lines)
 
 
+def names(directories: Sequence[Path]) -> dict[str, Path]:
+    """What artefacts are called in a report: the directory's own name, or its whole path where two have the same.
+
+    >>> list(names((Path("a/fast"), Path("b/small")))), list(names((Path("a/out"), Path("b/out"))))
+    (['fast', 'small'], ['a/out', 'b/out'])
+    """
+    for i, path in enumerate(directories):
+        if path.resolve() in (other.resolve() for other in directories[:i]):
+            raise InputError(f"--against: {path} is there already; name each artefact once")
+    short = {path.resolve().name: path for path in directories}
+    plain = len(short) == len(directories) and not {DENSE, LLAMACPP} & short.keys()
+    return short if plain else {str(path): path for path in directories}
+
+
 def bench_artefact(
     directory: Path,
     against: Sequence[str],
@@ -107,15 +121,10 @@ def bench_artefact(
     Beside llama.cpp the loss of all artefacts is measured as well, on so many documents.
     """
     plan, ran_by = runnable(directory)
-    sessions: dict[str, Session] = {directory.name: ran_by.load(directory)}
-    for name in against:
-        other = Path(name)
-        if name in sessions or other.name in sessions:
-            raise InputError(f"--against: {name} is there already; name each artefact once")
-        if name != LLAMACPP:
-            sessions[name if name == DENSE else other.name] = (
-                ran_by.uncompressed(directory) if name == DENSE else runnable(other)[1].load(other)
-            )
+    given = names((directory, *(Path(name) for name in against if name not in (DENSE, LLAMACPP))))
+    sessions: dict[str, Session] = {name: runnable(path)[1].load(path) for name, path in given.items()}
+    if DENSE in against:
+        sessions[DENSE] = ran_by.uncompressed(directory)
     context = context_tokens or plan.workload.longest_tokens
     workload = Workload((context,), (), min(plan.workload.new_tokens, context // 2), batch)
     losses, told = dict[str, Interval](), tuple[str, ...]()

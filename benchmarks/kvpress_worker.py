@@ -4,15 +4,18 @@
 
 Runs in an environment that has kvpress, torch and transformers and not this project; `benchmarks.presses` writes what
 is asked and reads the results. All presses see the one prefill of a prompt, which is dense, as in kvpress's own
-pipeline: each compresses the cache of every layer, and goes on from its own. The rest is fed token by token at its true
-positions, since layers then differ in length. Each document and prompt is a file of the results, not done twice.
+pipeline: each compresses the cache of every layer, and goes on from its own. The rest is fed at its true positions, and
+each layer has a mask of its own, since layers then differ in length; slots that a press masks are out of sight there.
+Each document and prompt is a file of the results, not done twice.
 """
 
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas
 import torch
@@ -118,28 +121,49 @@ class Texts:
 
 
 class Continued:
-    """A model that goes on after a compressed prompt, one token at a time."""
+    """A model that goes on after a compressed prompt."""
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[Layer], position: int) -> None:
         self.model, self.position, self.cache = model, position, DynamicCache()
-        for index, (keys, values, masked) in enumerate(layers):
+        self.masked = [masked for _, _, masked in layers]
+        for index, (keys, values, _) in enumerate(layers):
             self.cache.update(keys, values, index)
-            model.model.layers[index].self_attn.masked_key_indices = masked
 
-    def step(self, token: int) -> torch.Tensor:
-        """Log-probabilities [vocabulary] of what follows a token."""
-        out = self.model(
-            input_ids=torch.tensor([[token]]),
-            past_key_values=self.cache,
-            position_ids=torch.tensor([[self.position]]),
-        )
-        self.position += 1
-        return torch.log_softmax(out.logits[0, -1].float(), -1)
+    def read(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Log-probabilities [tokens, vocabulary] of what follows each of the next tokens."""
+        hooks = [
+            layer.self_attn.register_forward_pre_hook(partial(self._seeing, index), with_kwargs=True)
+            for index, layer in enumerate(self.model.model.layers)
+        ]
+        try:
+            out = self.model(
+                input_ids=torch.tensor([list(tokens)]),
+                past_key_values=self.cache,
+                position_ids=torch.arange(self.position, self.position + len(tokens))[None],
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.position += len(tokens)
+        return torch.log_softmax(out.logits[0].float(), -1)
 
-    def slots(self, layers: Sequence[Layer]) -> tuple[int, int]:
+    def _seeing(
+        self, index: int, module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[object, ...], dict[str, Any]]:
+        """The call with a layer's own mask: all of its cache but what is masked, and no later token."""
+        past, new = self.cache.layers[index].keys.shape[2], kwargs["hidden_states"].shape[1]
+        heads = self.model.config.num_key_value_heads
+        sees = torch.ones(1, heads, new, past + new, dtype=torch.bool).tril(past)
+        if self.masked[index] is not None:
+            _, head, slot = self.masked[index]
+            sees[:, head, :, slot] = False
+        group = self.model.config.num_attention_heads // heads
+        return args, {**kwargs, "attention_mask": sees.repeat_interleave(group, 1)}
+
+    def slots(self) -> tuple[int, int]:
         """(slots of heads that are stored at the end, those of them that are masked)."""
         stored = sum(int(layer.keys.shape[1] * layer.keys.shape[2]) for layer in self.cache.layers)
-        return stored, sum(0 if masked is None else len(masked[0]) for _, _, masked in layers)
+        return stored, sum(0 if masked is None else len(masked[0]) for masked in self.masked)
 
 
 def compressed(model: PreTrainedModel, asked: Sequence[Mapping[str, object]], prompt: Sequence[int]) -> Menu:
@@ -157,11 +181,11 @@ def end_of_document(
     prompt, rest = ids[: len(ids) - tail], ids[len(ids) - tail :]
     menu, found = compressed(model, asked, prompt), {}
     whole = Continued(model, menu.layers["dense"], len(prompt))
-    dense = torch.stack([whole.step(token) for token in rest])
+    dense = whole.read(rest)
     for name, layers in menu.layers.items():
         going = Continued(model, layers, len(prompt))
-        told = torch.stack([going.step(token) for token in rest])
-        stored, masked = going.slots(layers)
+        told = going.read(rest)
+        stored, masked = going.slots()
         found[name] = {
             "loss_nats": float((dense.exp() * (dense - told)).sum(-1, dtype=torch.float64).mean()),
             "nll_nats": float(-told[torch.arange(tail - 1), torch.tensor(rest[1:])].mean(dtype=torch.float64)),
@@ -179,12 +203,11 @@ def answers(
     menu, found = compressed(model, asked, prompt), {}
     for name, layers in menu.layers.items():
         going, told = Continued(model, layers, len(prompt)), []
-        for token in rest:
-            last = going.step(token)
+        last = going.read(rest)[-1]
         for _ in range(new_tokens):
             told.append(int(last.argmax()))
-            last = going.step(told[-1])
-        stored, masked = going.slots(layers)
+            last = going.read(told[-1:])[-1]
+        stored, masked = going.slots()
         found[name] = {"answer": told, "stored_slots": stored, "masked_slots": masked}
     return found
 

@@ -31,6 +31,10 @@ RESOLUTION = 1e-3
 FINEST = 1e-4
 """A cell with less than this share of the whole volume is not halved any more."""
 
+BEYOND = 0.125
+"""How far above its least the first currency may lie where nothing possible bounds it, as a share of its known range:
+limits that only bind together can cost more than each of them does alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[T]):
@@ -142,14 +146,15 @@ def trace(
     # As far as the best plans for one currency alone take the others.
     high = tuple(max(column) for column in zip(*(values[1:] for values in known(done)), strict=True))
     top = scale(max(values[0] for values in known(done)))
+    bound = Bound(top, max(BEYOND * (top - scale(first.values[0])), RESOLUTION), scale)
     made = 0
     root = Cell(low, high, first.values)
-    whole = volume(root, known(done), top, scale)
+    whole = volume(root, known(done), bound)
     # Sorted by volumes as they were: what is known since then can only have made them smaller.
     cells = [(-whole, 0, root)]
     while cells and len(done) < most:
         before, place, cell = heapq.heappop(cells)
-        unknown = volume(cell, known(done), top, scale)
+        unknown = volume(cell, known(done), bound)
         if unknown <= FINEST * whole:
             continue
         if unknown < -before:
@@ -162,7 +167,7 @@ def trace(
         found = at(cell.middle) if loose is not None else None
         for half in cell.halves(None if found is None else found.values):
             made += 1
-            heapq.heappush(cells, (-volume(half, known(done), top, scale), made, half))
+            heapq.heappush(cells, (-volume(half, known(done), bound), made, half))
     return tuple(done)
 
 
@@ -180,21 +185,31 @@ def known(done: Sequence[Solved[T]]) -> list[Values]:
     return [solved.found.values for solved in done if solved.found is not None]
 
 
-def volume(cell: Cell, possible: Sequence[Values], top: float, scale: Callable[[float], float]) -> float:
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What the first currency is taken to be at most where nothing possible tells: `top`, or `beyond` more than its
+    least, both on its `scale`."""
+
+    top: float
+    beyond: float
+    scale: Callable[[float], float]
+
+
+def volume(cell: Cell, possible: Sequence[Values], bound: Bound) -> float:
     """How much of a cell is unknown: the product of its logarithmic sides and of the range left to the first currency.
 
-    0 where the sides are within the resolution. Where nothing possible bounds the first currency, `top` is taken for
-    the most it can be, or a factor e more than the least.
+    0 where the sides are within the resolution.
 
-    >>> round(volume(Cell((1.0,), (math.e,), (2.0, 2.5)), [(4.0, 0.5), (3.0, 2.0)], 9.0, scale=float), 9)
+    >>> round(volume(Cell((1.0,), (math.e,), (2.0, 2.5)), [(4.0, 0.5), (3.0, 2.0)], Bound(9.0, 0.1, float)), 9)
     2.0
     """
     sides = [math.log(high / low) for low, high in zip(cell.low, cell.high, strict=True)]
     if max(sides) <= RESOLUTION:
         return 0.0
-    least = scale(cell.found[0])
+    least = bound.scale(cell.found[0])
     worst = min(
-        (scale(values[0]) for values in possible if within(values, cell.low)), default=max(top, least + RESOLUTION)
+        (bound.scale(values[0]) for values in possible if within(values, cell.low)),
+        default=max(bound.top, least + bound.beyond),
     )
     # A side without length is a limit that the front does not depend on: it must not hide the others.
     return max(worst - least, 0.0) * math.prod(side for side in sides if side > 0.0)

@@ -10,14 +10,13 @@ from planner.source import Source
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What prices are measured on: `documents` of a text, the shipped one if None.
-
-    `draws` labels are drawn on a document of 2,048 tokens or more, and more on a shorter one.
+    """What prices are measured on: `documents` of a text, the shipped one if None, of 2,048 tokens or more; of shorter
+    ones there are as many times more, up to four. `draws` labels are drawn at each of their scored positions.
     """
 
     text: Path | None = None
-    documents: int = 2
-    draws: int = 4
+    documents: int = 3
+    draws: int = 2
 
     def __post_init__(self) -> None:
         for name, value in (("documents", self.documents), ("draws", self.draws)):

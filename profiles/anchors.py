@@ -107,34 +107,59 @@ def measure(
     profile: ModelProfile,
     spec: ModelSpec,
     executor: Executor,
-    document: Sequence[int],
+    documents: Sequence[Sequence[int]],
     chunk_tokens: int,
     parts: Parts,
     progress: Progress,
 ) -> ModelProfile:
-    """The profile with its anchors: each setting run on a document that no price was measured on."""
+    """The profile with its anchors: settings run on documents of one length that no price was measured on.
+
+    Those that prices made are run on all of them, the others on the first, and are scaled by what the former lose on
+    all of them beside what they lose there: how much a document loses hangs more on it than on the setting.
+    """
     executor.use(profile.statics)
-    workload = Workload((len(document),), new_tokens=1)
-    first = len(document) // 2
+    context = len(documents[0])
+    workload, first = Workload((context,), new_tokens=1), context // 2
     wanted = list(settings(profile, spec, executor.capabilities, profile.seed))
+    runs = [(d, n) for d in range(len(documents)) for n, each in enumerate(wanted) if d == 0 or each.by_price]
+    dense: dict[int, NDArray[np.float32]] = {}
 
-    def run(chosen: dict[Site, Choice]) -> NDArray[np.float32]:
-        return executor.open(trial("anchor", workload, chosen)).score(document, first, chunk_tokens)
+    def run(document: int, chosen: dict[Site, Choice]) -> NDArray[np.float32]:
+        return executor.open(trial("anchor", workload, chosen)).score(documents[document], first, chunk_tokens)
 
-    dense: list[NDArray[np.float32]] = []
-
-    def kl(setting: Setting) -> dict[str, NDArray[np.float64]]:
-        if not dense:
+    def kl(document: int, setting: Setting) -> dict[str, NDArray[np.float64]]:
+        if document not in dense:
+            dense.clear()  # one at a time: a large vocabulary makes them large
             plain = KvChoice(Full(), FLOAT32, FLOAT32, profile.kv.sinks, HERE)
             weights: dict[Site, Choice] = {s: WeightChoice(WeightFormat(32), HERE) for s in spec.weight_sites}
-            dense.append(run({**dict.fromkeys(spec.kv_sites, plain), **weights}))
-        score = compare(dense[0], run(setting.chosen), document[first + 1 :])
-        return {"nats": np.array([setting.predicted_nats, score.loss_nats])}
+            dense[document] = run(document, {**dict.fromkeys(spec.kv_sites, plain), **weights})
+        score = compare(dense[document], run(document, setting.chosen), documents[document][first + 1 :])
+        return {"nats": np.array([score.loss_nats])}
 
-    anchors = []
-    for number, setting in enumerate(wanted):
-        progress("anchors", number, len(wanted))
-        predicted, measured = parts.get(f"anchor-{number}", partial(kl, setting))["nats"]
-        anchors.append(Anchor(setting.name, len(document), float(predicted), float(measured), setting.by_price))
-    progress("anchors", len(wanted), len(wanted))
-    return replace(profile, anchors=tuple(anchors), documents=(*profile.documents, document_sha256(document)))
+    losses = np.full((len(documents), len(wanted)), np.nan)
+    for number, (document, n) in enumerate(runs):
+        progress("anchors", number, len(runs))
+        losses[document, n] = parts.get(f"anchor-{document}-{n}", partial(kl, document, wanted[n]))["nats"][0]
+    progress("anchors", len(runs), len(runs))
+    anchors = tuple(
+        Anchor(setting.name, context, setting.predicted_nats, float(loss), setting.by_price)
+        for setting, loss in zip(wanted, over_documents(losses), strict=True)
+    )
+    return replace(
+        profile, anchors=anchors, documents=(*profile.documents, *(document_sha256(document) for document in documents))
+    )
+
+
+def over_documents(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean loss of each setting over documents, from losses [documents, settings] that are NaN where it was not run.
+
+    A setting that was run on the first document alone is scaled as those that were run on all lose more or less there.
+
+    >>> over_documents(np.array([[1.0, 2.0, 4.0], [3.0, 6.0, np.nan]]))
+    array([2., 4., 8.])
+    """
+    everywhere = np.isfinite(losses).all(0)
+    scale = losses[:, everywhere].mean(0) / losses[0, everywhere]
+    usual = float(np.median(scale)) if everywhere.any() else 1.0
+    found: NDArray[np.float64] = np.where(everywhere, losses.mean(0), losses[0] * usual)
+    return found

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS_TOKENS = 2048
-"""The length of document that is given `Calibration.draws` draws; shorter ones get more, up to four times as many."""
-
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -19,15 +16,6 @@ class Calibration:
     draws: int
     seed: int
     sinks: int
-
-    def draws_for(self, tokens: int) -> int:
-        """Draws on a document of so many tokens: a short one has fewer blocks to average over and costs less.
-
-        >>> asked = Calibration((), (), draws=4, seed=0, sinks=4)
-        >>> asked.draws_for(8192), asked.draws_for(2048), asked.draws_for(512)
-        (4, 4, 16)
-        """
-        return self.draws * min(max(DRAWS_TOKENS // tokens, 1), 4)
 
     @property
     def sha256(self) -> tuple[str, ...]:

@@ -72,17 +72,18 @@ class Profiler(Measurement):
         statics = self._statics()
         contexts = self.contexts
         kv_shape = (len(self.spec.kv_sites), len(self.windows) + 1, len(self.kv_formats), len(self.kv_formats))
-        losses: dict[int, list[NDArray[np.float64]]] = {context: [] for context in contexts}
+        products: dict[int, list[fisher.KvProducts]] = {context: [] for context in contexts}
         mass = np.zeros((len(self.spec.kv_sites), len(self.windows) + 1, len(contexts)))
         for number, document in enumerate(self.calibration.documents):
             part = self.parts.get(f"kv-{number}", partial(self._price_kv, document, number, statics))
-            products = fisher.KvProducts(torch.from_numpy(part["by_key"]), torch.from_numpy(part["by_value"]))
-            losses[len(document)].append(products.losses(len(document) // 2).transpose(0, 1).numpy())
+            found = fisher.KvProducts(torch.from_numpy(part["by_key"]), torch.from_numpy(part["by_value"]))
+            products[len(document)].append(found)
             same = sum(len(d) == len(document) for d in self.calibration.documents)
             mass[..., contexts.index(len(document))] += part["mass"] / same
         loss, error = np.zeros((*kv_shape, len(contexts))), np.zeros((*kv_shape, len(contexts)))
         for i, context in enumerate(contexts):
-            loss[..., i], error[..., i] = fisher.mean_and_error(np.concatenate(losses[context]))
+            losses = fisher.together(products[context]).losses(context // 2)
+            loss[..., i], error[..., i] = fisher.mean_and_error(losses.transpose(0, 1).numpy())
         return ModelProfile(
             weights_sha256=self.spec.weights_sha256,
             formats_sha256=self.executor.identity(),
@@ -156,10 +157,10 @@ class Profiler(Measurement):
 
     def _price_kv(
         self, document: Sequence[int], number: int, statics: Mapping[KvSite, KvStatics]
-    ) -> dict[str, NDArray[np.float64]]:
+    ) -> dict[str, NDArray[np.floating]]:
         """What fisher.KvProducts holds for all sites on a document, and attention mass [kv_sites, windows + full]."""
         calibration, stage = self.calibration, f"document {number + 1} of {len(self.calibration.documents)}"
-        scored, draws = len(document) // 2, calibration.draws_for(len(document))
+        scored, draws = len(document) // 2, calibration.draws
         self.progress(stage, 0, len(self.spec.layers))
         seen: dict[int, Attended] = {}
         gradients: dict[int, list[Tensor]] = {}
@@ -182,9 +183,7 @@ class Profiler(Measurement):
             gradient = torch.stack([g[heads] for g in gradients[site.layer]])
             with torch.inference_mode():
                 options = self._options(k, v, statics[site], layer.window)
-                found = fisher.option_products(q, k, v, gradient, attended.scale, options)
-                mass = fisher.recent_mass(q, k, attended.scale, options)
-            return found, mass
+                return fisher.option_products(q, k, v, gradient, attended.scale, options, scored)
 
         passed = passed_back(self.model, [document], scored, draws, calibration.seed + number, wanted, see)
         for part, draw, found in passed:
@@ -214,7 +213,8 @@ class Profiler(Measurement):
                 back = torch.from_numpy(self.executor.recode_kv(part, form, x.numpy(), statics)).clone()
                 if not coded_alike(form):
                     back[:sinks] = x[:sinks].half().float()
-                found.append(back)
+                # What 16-bit floats lose is too little to take time for.
+                found.append(x if torch.equal(back, x.half().float()) else back)
             return tuple(found)
 
         return fisher.Options((*self.windows, None), read("k", k), read("v", v), sinks, reach)

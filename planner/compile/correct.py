@@ -1,6 +1,7 @@
 """Learn from running a plan that misses its loss limit, or takes far less of it than was expected, and solve again."""
 
 from dataclasses import replace
+from statistics import fmean
 
 from planner.compile.prepare import Prepared
 from planner.compile.priced import baseline, planned
@@ -17,11 +18,11 @@ ROUNDS = 3
 
 LEAST_TAKEN = 0.6
 """Share of the limit on the loss under which a plan was priced too dear. Three quarters of what is aimed at
-(`planner.prices.AIMED_SHARE`), for one document tells no smaller difference."""
+(`planner.prices.AIMED_SHARE`), for a few documents tell no smaller difference."""
 
 
 def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress) -> tuple[Plan, Prepared]:
-    """The best plan that keeps its loss limit on the document of the anchors, as far as a few rounds get there.
+    """The best plan that keeps its loss limit on the documents of the anchors, as far as a few rounds get there.
 
     Each round scales what sums of prices are expected to lose to what the last plan was measured to, so that the next
     is solved by what is true where it will be. Where none kept the limit the last one stays, and verification has the
@@ -32,18 +33,28 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
     if limit is None or prepared.context.loss is None or prepared.read_from is None:
         return plan, prepared
     least = 0.0 if goal.minimise == LOSS else LEAST_TAKEN * limit  # little is what such a goal is after
-    document = prepared.read_from.held_out
-    first, chunk = len(document) // 2, prepared.request.workload.prefill_chunk_tokens
-    answers = prepared.executor.open(baseline(prepared)).score(document, first, chunk)
+    documents, chunk = prepared.read_from.held_out, prepared.request.workload.prefill_chunk_tokens
+    first = len(documents[0]) // 2
+    whole = prepared.executor.open(baseline(prepared))
+    answers = [whole.score(document, first, chunk) for document in documents]
+
+    def lost(plan: Plan) -> float:
+        session = prepared.executor.open(plan)
+        scores = (
+            compare(dense, session.score(document, first, chunk), document[first + 1 :])
+            for document, dense in zip(documents, answers, strict=True)
+        )
+        return fmean(score.loss_nats for score in scores)
+
     kept: tuple[Plan, Prepared] | None = None
     for number in range(ROUNDS + 1):
         progress("correcting", number, ROUNDS + 1)
-        score = compare(answers, prepared.executor.open(plan).score(document, first, chunk), document[first + 1 :])
-        if score.loss_nats <= limit and (kept is None or objective(plan) <= objective(kept[0])):
+        loss_nats = lost(plan)
+        if loss_nats <= limit and (kept is None or objective(plan) <= objective(kept[0])):
             kept = plan, prepared
-        if least <= score.loss_nats <= limit or number == ROUNDS:
+        if least <= loss_nats <= limit or number == ROUNDS:
             break
-        prepared = rescaled(prepared, plan, score.loss_nats)
+        prepared = rescaled(prepared, plan, loss_nats)
         again = solved_again(plan, prepared, passes)
         if again is None:
             break

@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planner.frontier import RESOLUTION, Found, Solved, Values, front, trace, within
@@ -51,6 +51,7 @@ def test_every_solve_keeps_its_limits_and_is_the_least_within_them(offered: list
 
 
 @settings(max_examples=20, deadline=None)
+@example([(128.0, 64.0, 8.0), (64.0, 128.0, 32.0), (128.0, 8.0, 1.0), (256.0, 4.0, 4.0), (128.0, 4.0, 512.0)])
 @given(st.one_of(plans(2), plans(3, 6)))
 def test_with_solves_enough_no_plan_of_the_front_is_missed(offered: list[Values]) -> None:
     """Of those that take no more of a currency than the best plans for the other ones alone."""

@@ -16,7 +16,7 @@ from planner.quality import compare
 from planner.space import FLOAT16, Full, WeightFormat, Window
 from profiles import fisher
 from profiles.calibration import Calibration
-from profiles.fisher import KvProducts, Options, mean_and_error, option_products, recent_mass
+from profiles.fisher import KvProducts, Options, mean_and_error, option_products, together
 from profiles.model import Profiler
 from profiles.parts import Parts
 from tests.backends.oracle import DENSE, FULL32, Subject, choice, subject, tokens_of
@@ -111,11 +111,11 @@ def against_weights(model: Subject, profile: ModelProfile, asked: Calibration) -
 
 
 def naive(
-    q: Tensor, k: Tensor, v: Tensor, gradient: Tensor, scale: float, options: Options
+    q: Tensor, k: Tensor, v: Tensor, gradient: Tensor, scale: float, options: Options, scored: int
 ) -> tuple[KvProducts, Tensor]:
-    """What option_products and recent_mass give, from whole attention matrices, one option and query head at a time."""
+    """What option_products gives, from whole attention matrices, one option and query head at a time."""
     tokens, draws = q.shape[1], len(gradient)
-    blocks = -(-tokens // fisher.BLOCK)
+    blocks = -(-scored // fisher.SQUARED)
     now, at = torch.arange(tokens)[:, None], torch.arange(tokens)
     reach = tokens if options.reach is None else options.reach
     able = (at <= now) & (at > now - reach)
@@ -127,14 +127,15 @@ def naive(
         return (queries @ keys.T * scale).masked_fill(~mask, -torch.inf).softmax(-1)
 
     def add(into: Tensor, w: int, i: int, change: Tensor, head: int) -> None:
-        for row in range(tokens):
-            into[:, row // fisher.BLOCK, w, i] += gradient[:, head, row] @ change[row]
+        for at in range(scored):
+            row = tokens - scored + at
+            into[:, at // fisher.SQUARED, w, i] += gradient[:, head, row] @ change[row]
 
     for head in range(len(q)):
         dense = attend(q[head], k, able)
         for w, window in enumerate(options.windows):
             kept = able if window is None else able & ((at < options.sinks) | (at > now - window))
-            mass[w] += (dense * kept)[tokens // 2 :].sum() / (len(q) * (tokens - tokens // 2))
+            mass[w] += (dense * kept)[tokens - scored :].sum() / (len(q) * scored)
             for i, keys in enumerate(options.keys):
                 add(by_key, w, i, attend(q[head], keys, kept) @ v - dense @ v, head)
             for i, values in enumerate(options.values):
@@ -158,18 +159,20 @@ def test_products_are_those_of_a_naive_reference(tokens: int, sinks: int, reach:
     q, k, v, gradient = drawn(2, tokens, 8), drawn(tokens, 8), drawn(tokens, 8), drawn(2, 2, tokens, 8)
     keys, values = (k, k + 0.3 * drawn(tokens, 8)), (v, v + 0.3 * drawn(tokens, 8), v + drawn(tokens, 8))
     options = Options((1, 16, 64, 100, 256, 299, None), keys, values, sinks, reach)
-    found = option_products(q, k, v, gradient, 0.5, options)
-    wanted, mass = naive(q, k, v, gradient, 0.5, options)
+    scored = tokens if reach is None and sinks == 0 else tokens // 2
+    found, shares = option_products(q, k, v, gradient, 0.5, options, scored)
+    wanted, mass = naive(q, k, v, gradient, 0.5, options, scored)
     assert torch.allclose(found.by_key, wanted.by_key, atol=1e-9)
     assert torch.allclose(found.by_value, wanted.by_value, atol=1e-9)
-    assert torch.allclose(recent_mass(q, k, 0.5, options), mass, atol=1e-9)
+    assert torch.allclose(shares, mass, atol=1e-9)
     assert float(mass[-1]) == pytest.approx(1)
 
 
 def test_changing_nothing_costs_nothing() -> None:
     x = torch.randn(1, 50, 8, generator=torch.Generator().manual_seed(0))
-    options = Options((64, None), (x[0],), (x[0],), 4, None)
-    found = option_products(x, x[0], x[0], x[None], 0.3, options)
+    own, copy = x[0], x[0].clone()
+    options = Options((64, None), (own, copy), (own, copy), 4, None)
+    found, _ = option_products(x, own, own, x[None], 0.3, options, 50)
     assert float(found.by_key.abs().max()) < 1e-4
     assert not found.by_value.any()
 
@@ -195,6 +198,14 @@ def test_blocks_keep_the_sum_over_all_sites() -> None:
     plain = (many.by_key[..., None] + many.by_value[..., None, :]).sum(2).square() / (2 * 77)
     assert torch.allclose(many.losses(77).sum((0, 1)), plain.sum((0, 1)))
     assert not torch.allclose(many.losses(77), plain)
+
+
+def test_documents_are_so_many_draws() -> None:
+    one, other = products(7), KvProducts(*(2 * x for x in (products(3).by_key, products(3).by_value)))
+    longer = KvProducts(*(torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 4)) for x in (other.by_key, other.by_value)))
+    both = together([one, longer])
+    assert both.by_key.shape[:3] == (6, 10, 7)
+    assert torch.allclose(both.losses(77), together([longer, one]).losses(77).roll(5, 1))
 
 
 # --- a measurement as a whole -------------------------------------------------------------------

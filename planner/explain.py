@@ -62,15 +62,20 @@ def phrase(choice: Choice) -> str:
     """
     tiers = " + ".join(name if share == 1 else f"{share:.0%} {name}" for name, share in choice.tier)
     if not isinstance(choice, KvChoice):
-        return f"{_format(choice.format)}, {tiers}"
+        return f"{format_name(choice.format)}, {tiers}"
     span = choice.span
     kept = "every token" if isinstance(span, Full) else f"newest {span.alpha}"
     if not isinstance(span, Full) and span.beta:
         kept += f" + {span.beta:.4g} of context"
-    return f"{kept}, {choice.sinks} sinks, k {_format(choice.k)}, v {_format(choice.v)}, {tiers}"
+    return f"{kept}, {choice.sinks} sinks, k {format_name(choice.k)}, v {format_name(choice.v)}, {tiers}"
 
 
-def _format(form: KvFormat | WeightFormat) -> str:
+def format_name(form: KvFormat | WeightFormat) -> str:
+    """A format as people read it.
+
+    >>> format_name(WeightFormat(4, "grouped", 32)), format_name(KvFormat(3, "rotated"))
+    ('4-bit grouped by 32', '3-bit rotated')
+    """
     group = f" by {form.group}" if isinstance(form, WeightFormat) and form.scheme == "grouped" else ""
     return f"{form.bits:g}-bit {form.scheme}{group}"
 

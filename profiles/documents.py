@@ -1,8 +1,4 @@
-"""Token documents to calibrate and verify on: slices of a text that never overlap, with facts hidden to be recalled.
-
-A plain text hides the heads that fetch: a cache that forgets everything far away looks nearly free on it. So a
-calibration document is told a few passkeys in its first half and asked for them in its second half.
-"""
+"""Token documents to calibrate and verify on: slices of a text that never overlap, and prompts that hide a number."""
 
 import random
 from collections.abc import Sequence
@@ -95,24 +91,6 @@ def slices(tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str) 
         found.append(tuple((start + ids[at : at + length])[:length]))
         at += length + slack
     return tuple(found)
-
-
-def with_passkeys(tokenizer: Tokenizer, document: Sequence[int], keys: int, seed: int) -> tuple[int, ...]:
-    """The document, as long as before, told `keys` passkeys early and asked for each of them in its second half."""
-    chance = random.Random(seed)
-    names = chance.sample(("red", "blue", "green", "north", "south", "silver", "second", "third", "last"), keys)
-    numbers = {name: chance.randint(10000, 99999) for name in names}
-    told = [f"\n\nThe {n} passkey is {numbers[n]}. Remember it: {numbers[n]} is the {n} passkey.\n\n" for n in names]
-    asked = [f"\n\nWhat is the {n} passkey? The {n} passkey is {numbers[n]}.\n\n" for n in names]
-    length, result = len(document), list(document)
-    places = sorted(chance.sample(range(length // 20, length // 3), keys), reverse=True)
-    for place, sentence in zip(places, told, strict=True):
-        result[place:place] = tokenizer(sentence, add_special_tokens=False).input_ids
-    step = (length - length * 11 // 20) // keys
-    for i, sentence in enumerate(asked):
-        place = length * 11 // 20 + i * step
-        result[place:place] = tokenizer(sentence, add_special_tokens=False).input_ids
-    return tuple(result[:length])
 
 
 def passkey_prompt(tokenizer: Tokenizer, tokens: int, depth: float, seed: int) -> Recall:

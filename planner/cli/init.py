@@ -40,8 +40,8 @@ goal:
 # What prices are measured on. A text of your own domain makes a better plan.
 calibration:
   # text: calibration.txt
-  documents: CALIBRATION_DOCUMENTS                    # of 2,048 tokens or more; of shorter ones up to four times as many
-  draws: CALIBRATION_DRAWS                        # more documents, and more draws on each, make prices less noisy
+  documents: CALIBRATION_DOCUMENTS    # of 2,048 tokens or more; of shorter ones up to four times as many
+  draws: CALIBRATION_DRAWS        # on each; more of both make prices steadier
 
 # What the artefact is proved on: other documents than those of the calibration.
 verification:

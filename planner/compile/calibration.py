@@ -9,9 +9,6 @@ from planner.request import Request
 if TYPE_CHECKING:
     from profiles.documents import Tokenizer
 
-PASSKEYS_TOLD = 3
-"""Facts hidden in each calibration document and asked for again."""
-
 WEIGHT_DOCUMENTS, WEIGHT_DOCUMENT_TOKENS = 4, 512
 """What matrices are priced on, as far as the text suffices: what they lose hangs little on the length of a context, and
 more on what is said."""
@@ -31,7 +28,7 @@ Tokens = tuple[int, ...]
 class Texts:
     """Documents that share no token of the text.
 
-    priced      for keys, values and spans, at every context length of the workload, with facts to recall
+    priced      for keys, values and spans, at every context length of the workload, with facts and copies to recall
     short       for matrices, all of one length
     held_out    for whole settings, each of the longest context
     """
@@ -84,6 +81,7 @@ def held_out(tokens: int) -> int:
 def texts(request: Request, tokenizer: "Tokenizer", seed: int) -> Texts:
     """The documents of a request; InputError where its text has too few tokens."""
     from profiles import documents
+    from profiles.probes import with_probes
 
     asked = request.calibration.documents
     lengths = [n for n in request.workload.context_tokens for _ in range(asked * times(n))]
@@ -94,8 +92,5 @@ def texts(request: Request, tokenizer: "Tokenizer", seed: int) -> Texts:
     shorts = min(max(room // short, 1), WEIGHT_DOCUMENTS)
     whole = min(1 + max(room - shorts * short, 0) // longest, held_out(longest))
     found = documents.slices(tokenizer, content, [*lengths, *[short] * shorts, *[longest] * whole], where)
-    told = tuple(
-        documents.with_passkeys(tokenizer, document, PASSKEYS_TOLD, seed + i)
-        for i, document in enumerate(found[: len(lengths)])
-    )
+    told = tuple(with_probes(tokenizer, document, seed + i) for i, document in enumerate(found[: len(lengths)]))
     return Texts(where, told, found[len(lengths) : len(lengths) + shorts], found[len(lengths) + shorts :])

@@ -17,7 +17,6 @@ from profiles.documents import (
     read,
     shipped,
     slices,
-    with_passkeys,
 )
 
 WORDS = " ".join(f"word{i}" for i in range(3000))
@@ -93,37 +92,6 @@ def test_a_text_that_is_just_long_enough_is_used_whole(tokenizer: PreTrainedToke
 
 
 # --- facts --------------------------------------------------------------------------------------
-
-TOLD = re.compile(r"The (\w+) passkey is (\d{5})\. Remember it: (\d{5}) is the (\w+) passkey\.")
-ASKED = re.compile(r"What is the (\w+) passkey\? The (\w+) passkey is (\d{5})\.")
-
-
-@pytest.mark.parametrize("keys", [1, 3, 5])
-@pytest.mark.parametrize("seed", range(5))
-def test_passkeys_are_told_early_and_asked_late(tokenizer: PreTrainedTokenizerBase, keys: int, seed: int) -> None:
-    (document,) = slices(tokenizer, WORDS, [3000], "here")
-    found = with_passkeys(tokenizer, document, keys, seed)
-    assert len(found) == 3000
-    half = tokenizer.decode(found[:1500]), tokenizer.decode(found[1500:])
-    told = {name: number for name, number, again, same in TOLD.findall(half[0]) if number == again and name == same}
-    asked = {name: number for name, same, number in ASKED.findall(half[1]) if name == same}
-    assert len(told) == keys
-    assert told == asked
-    assert not TOLD.search(half[1])
-    assert not ASKED.search(half[0])
-
-
-def test_passkeys_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerBase) -> None:
-    (document,) = slices(tokenizer, WORDS, [2000], "here")
-    first = with_passkeys(tokenizer, document, 3, seed=1)
-    assert first == with_passkeys(tokenizer, document, 3, seed=1)
-    assert first != with_passkeys(tokenizer, document, 3, seed=2)
-
-
-@pytest.mark.parametrize("length", [32, 100, 500])
-def test_a_short_document_keeps_its_length(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
-    (document,) = slices(tokenizer, WORDS, [length], "here")
-    assert len(with_passkeys(tokenizer, document, 3, seed=0)) == length
 
 
 @settings(max_examples=40, deadline=None)

@@ -71,26 +71,61 @@ def shipped(name: str) -> str:
 
 def length(tokenizer: Tokenizer, text: str) -> int:
     """How many tokens a text has."""
-    return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    return sum(map(len, _works(tokenizer, text)))
 
 
 def slices(tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str) -> tuple[tuple[int, ...], ...]:
-    """Consecutive, disjoint token slices of these lengths, spread over the whole text; each starts a document."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    """Disjoint token slices of these lengths, each starting a document; InputError where there are too few tokens.
+
+    A text may hold several works, with form feeds between them. Slices then go through them in turns, so that each is
+    of one work and neighbours are not: what a document says far back matters more within a work. Those of one work, or
+    all of them where the works are too short for that, are spread evenly and come in its order.
+    """
+    works = _works(tokenizer, text)
+    if sum(map(len, works)) < sum(lengths):
+        raise InputError(
+            f"{where}: holds {sum(map(len, works))} tokens where {len(lengths)} documents of {max(lengths)} need"
+            f" {sum(lengths)}; give a longer text, or ask for fewer or shorter documents"
+        )
+    places = _in_turns([len(work) for work in works], lengths)
+    if places is None:
+        works, places = [[token for work in works for token in work]], [0] * len(lengths)
     bos = tokenizer.bos_token_id
     start = [] if bos is None or tokenizer("a").input_ids[0] != bos else [bos]
-    needed = sum(lengths)
-    if len(ids) < needed:
-        raise InputError(
-            f"{where}: holds {len(ids)} tokens where {len(lengths)} documents of {max(lengths)} need {needed};"
-            " give a longer text, or ask for fewer or shorter documents"
-        )
-    slack = (len(ids) - needed) // len(lengths)
-    found, at = [], 0
-    for length in lengths:
-        found.append(tuple((start + ids[at : at + length])[:length]))
-        at += length + slack
+    found: list[tuple[int, ...]] = [()] * len(lengths)
+    for number, ids in enumerate(works):
+        own = [i for i, place in enumerate(places) if place == number]
+        slack = (len(ids) - sum(lengths[i] for i in own)) // max(len(own), 1)
+        at = 0
+        for i in own:
+            found[i] = tuple((start + ids[at : at + lengths[i]])[: lengths[i]])
+            at += lengths[i] + slack
     return tuple(found)
+
+
+def _works(tokenizer: Tokenizer, text: str) -> list[list[int]]:
+    """The tokens of each work of a text."""
+    parts = [part.strip("\n") for part in text.split("\f")] if "\f" in text else [text]
+    return [list(tokenizer(part, add_special_tokens=False, verbose=False).input_ids) for part in parts]
+
+
+def _in_turns(rooms: Sequence[int], lengths: Sequence[int]) -> list[int] | None:
+    """The work that each length is cut from, the next one with room; None where there is none.
+
+    >>> _in_turns([10, 30, 20], [8, 8, 8, 8, 8])
+    [0, 1, 2, 1, 1]
+    >>> _in_turns([10, 10], [15]) is None
+    True
+    """
+    left, found = list(rooms), list[int]()
+    for number, length in enumerate(lengths):
+        turns = ((number + i) % len(left) for i in range(len(left)))
+        place = next((turn for turn in turns if left[turn] >= length), None)
+        if place is None:
+            return None
+        left[place] -= length
+        found.append(place)
+    return found
 
 
 def passkey_prompt(tokenizer: Tokenizer, tokens: int, depth: float, seed: int) -> Recall:

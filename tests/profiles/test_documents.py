@@ -12,6 +12,7 @@ from planner.errors import InputError
 from profiles.documents import (
     CALIBRATION_TEXT,
     VERIFICATION_TEXT,
+    length,
     pair_prompt,
     passkey_prompt,
     read,
@@ -89,6 +90,24 @@ def test_a_text_that_is_just_long_enough_is_used_whole(tokenizer: PreTrainedToke
     assert [*first, *second] == ids
     with pytest.raises(InputError):
         slices(tokenizer, WORDS, [half, len(ids) - half + 1], "here")
+
+
+def test_documents_are_cut_from_the_works_of_a_text_in_turns(tokenizer: PreTrainedTokenizerBase) -> None:
+    works = [" ".join(f"{name}{i}" for i in range(400)) for name in ("red", "green", "blue")]
+    found = slices(tokenizer, "\n\f\n".join(works), [300, 300, 300, 200, 200], "here")
+    assert [len(document) for document in found] == [300, 300, 300, 200, 200]
+    for document, name in zip(found, ("red", "green", "blue", "red", "green"), strict=True):
+        assert set(re.findall("red|green|blue", tokenizer.decode(document))) == {name}
+    ids = [tokenizer(work, add_special_tokens=False).input_ids for work in works]
+    assert list(found[0]) == ids[0][:300] and list(found[3]) != ids[0][:200]
+
+
+def test_works_that_are_too_short_are_one_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    works = [" ".join(f"{name}{i}" for i in range(100)) for name in ("red", "green", "blue")]
+    ids = [token for work in works for token in tokenizer(work, add_special_tokens=False).input_ids]
+    (found,) = slices(tokenizer, "\f".join(works), [len(ids)], "here")
+    assert list(found) == ids
+    assert length(tokenizer, "\f".join(works)) == len(ids)
 
 
 # --- facts --------------------------------------------------------------------------------------

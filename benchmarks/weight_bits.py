@@ -22,7 +22,7 @@ from planner.config import load_request
 from planner.explain import format_name, table
 from planner.files import write_text
 from planner.goal import Goal, Limits
-from planner.plan import Plan
+from planner.plan import Plan, sha256
 from planner.progress import ProgressLine
 from planner.quality import compare, mean_interval, paired_interval
 from planner.request import Verification
@@ -60,14 +60,17 @@ def main() -> None:
             told, seen = Verification(text, options.documents, recall=0), prepared.profile.documents
             asked = exam(prepared.weights.tokenizer, workload, told, seen, learnt)
             exams["shipped" if text is None else text.stem] = asked
+        if len(exams) < len(options.texts):
+            raise SystemExit("--texts: two of them have the same name")
         plans = dict(settings(prepared))
-        total = len(exams) * options.documents
-        for number, (name, asked) in enumerate(exams.items()):
-            for index, document in enumerate(asked.documents):
-                progress("documents", number * options.documents + index, total)
-                measure(prepared, plans, document, asked.first, options.results / f"{name}-{index}.json")
-        progress("documents", total, total)
-    print(report(prepared, plans, list(exams), options.results))
+        run = sha256(repr((prepared.context.spec.weights_sha256, options.tokens, plans)))[:8]
+        cells = [options.results / f"{n}-{i}-{run}.json" for n in exams for i in range(options.documents)]
+        documents = [(document, asked.first) for asked in exams.values() for document in asked.documents]
+        for number, ((document, first), cell) in enumerate(zip(documents, cells, strict=True)):
+            progress("documents", number, len(cells))
+            measure(prepared, plans, document, first, cell)
+        progress("documents", len(cells), len(cells))
+    print(report(prepared, plans, [json.loads(cell.read_text()) for cell in cells]))
 
 
 def settings(prepared: Prepared) -> Iterator[tuple[str, Plan]]:
@@ -99,9 +102,8 @@ def measure(prepared: Prepared, plans: Mapping[str, Plan], document: Sequence[in
     write_text(json.dumps(losses), path)
 
 
-def report(prepared: Prepared, plans: Mapping[str, Plan], texts: Sequence[str], results: Path) -> str:
+def report(prepared: Prepared, plans: Mapping[str, Plan], cells: Sequence[Mapping[str, float]]) -> str:
     """Bytes, losses over all documents, and how much more a uniform setting loses than its plan."""
-    cells = [json.loads(path.read_text()) for text in texts for path in sorted(results.glob(f"{text}-*.json"))]
     rows = [["setting", "weights MB", "nats per token", "uniform - planned", "formats"]]
     for name, plan in plans.items():
         losses = [cell[name] for cell in cells]

@@ -37,8 +37,8 @@ class Anchor:
 class KvPrices:
     """Loss in nats per token of one head cached as (span, k, v) with every other site dense.
 
-    loss, error  [kv_sites, spans, k_formats, v_formats, lengths]; `error` is the standard error over draws. Spans are
-    windows by coded tokens, and `Full` last; every price is with `sinks` protected tokens.
+    loss, error  [kv_sites, spans, k_formats, v_formats, lengths]; `error` is the standard error over the draws of all
+    documents. Spans are windows by coded tokens, and `Full` last; every price is with `sinks` protected tokens.
     """
 
     sites: tuple[KvSite, ...]

@@ -126,7 +126,7 @@ class Examiner(AbstractContextManager["Examiner"]):
         """The dense model's answers, kept for `take`; its own scores have no loss."""
         for index, document in enumerate(self.exam.documents):
             self.progress("dense model", index, len(self.exam.documents))
-            self._answers.append(_on_disk(session.score(document, self.exam.first, self.exam.chunk_tokens)))
+            self._answers.append(on_disk(session.score(document, self.exam.first, self.exam.chunk_tokens)))
         self.progress("dense model", len(self.exam.documents), len(self.exam.documents))
         return self.take("dense model again", session, same=True)
 
@@ -163,7 +163,7 @@ def recalled(session: Session, asked: Sequence[Passkey]) -> tuple[bool, ...]:
     return tuple(key.found(answer) for key, answer in zip(asked, answers, strict=True))
 
 
-def _on_disk(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def on_disk(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """The same values, read back from an unnamed file."""
     with tempfile.TemporaryFile() as file:
         values.tofile(file)

@@ -8,11 +8,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.executor import Capabilities, Executor, Progress
+from planner.executor import Capabilities, Executor, Progress, Session
 from planner.formats import head_bytes
 from planner.goal import Workload
 from planner.plan import trial
@@ -20,6 +21,7 @@ from planner.profile import Anchor, ModelProfile
 from planner.quality import compare
 from planner.space import FLOAT16, FLOAT32, Choice, Full, KvChoice, Site, Span, Tier, WeightChoice, WeightFormat, Window
 from planner.spec import ModelSpec
+from planner.verify import on_disk
 from profiles import weight_anchors
 from profiles.calibration import document_sha256
 from profiles.parts import Parts
@@ -121,45 +123,52 @@ def measure(
     context = len(documents[0])
     workload, first = Workload((context,), new_tokens=1), context // 2
     wanted = list(settings(profile, spec, executor.capabilities, profile.seed))
-    runs = [(d, n) for d in range(len(documents)) for n, each in enumerate(wanted) if d == 0 or each.by_price]
-    dense: dict[int, NDArray[np.float32]] = {}
+    counts = [len(documents) if setting.by_price else 1 for setting in wanted]
+    answers: dict[int, NDArray[np.float32]] = {}
 
-    def run(document: int, chosen: dict[Site, Choice]) -> NDArray[np.float32]:
-        return executor.open(trial("anchor", workload, chosen)).score(documents[document], first, chunk_tokens)
+    def opened(chosen: dict[Site, Choice]) -> Session:
+        return executor.open(trial("anchor", workload, chosen))
 
-    def kl(document: int, setting: Setting) -> dict[str, NDArray[np.float64]]:
-        if document not in dense:
-            dense.clear()  # one at a time: a large vocabulary makes them large
+    def dense(number: int) -> NDArray[np.float32]:
+        """The dense model's answers to a document: on disk, for a large vocabulary makes them large."""
+        if number not in answers:
             plain = KvChoice(Full(), FLOAT32, FLOAT32, profile.kv.sinks, HERE)
             weights: dict[Site, Choice] = {s: WeightChoice(WeightFormat(32), HERE) for s in spec.weight_sites}
-            dense[document] = run(document, {**dict.fromkeys(spec.kv_sites, plain), **weights})
-        score = compare(dense[document], run(document, setting.chosen), documents[document][first + 1 :])
-        return {"nats": np.array([score.loss_nats])}
+            whole = opened({**dict.fromkeys(spec.kv_sites, plain), **weights})
+            answers[number] = on_disk(whole.score(documents[number], first, chunk_tokens))
+        return answers[number]
 
-    losses = np.full((len(documents), len(wanted)), np.nan)
-    for number, (document, n) in enumerate(runs):
-        progress("anchors", number, len(runs))
-        losses[document, n] = parts.get(f"anchor-{document}-{n}", partial(kl, document, wanted[n]))["nats"][0]
-    progress("anchors", len(runs), len(runs))
+    def run(setting: Setting, count: int, done: int) -> dict[str, NDArray[np.float64]]:
+        session, losses = opened(setting.chosen), []
+        for number, document in enumerate(documents[:count]):
+            progress("anchors", done + number, sum(counts))
+            planned = session.score(document, first, chunk_tokens)
+            losses.append(compare(dense(number), planned, document[first + 1 :]).loss_nats)
+        return {"nats": np.array(losses)}
+
+    found = []
+    for n, (setting, count) in enumerate(zip(wanted, counts, strict=True)):
+        found.append(parts.get(f"anchor-{n}", partial(run, setting, count, sum(counts[:n])))["nats"])
+    progress("anchors", sum(counts), sum(counts))
     anchors = tuple(
-        Anchor(setting.name, context, setting.predicted_nats, float(loss), setting.by_price)
-        for setting, loss in zip(wanted, over_documents(losses), strict=True)
+        Anchor(setting.name, context, setting.predicted_nats, loss, setting.by_price)
+        for setting, loss in zip(wanted, over_documents(found, len(documents)), strict=True)
     )
     return replace(
         profile, anchors=anchors, documents=(*profile.documents, *(document_sha256(document) for document in documents))
     )
 
 
-def over_documents(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean loss of each setting over documents, from losses [documents, settings] that are NaN where it was not run.
+def over_documents(losses: Sequence[Sequence[float] | NDArray[np.floating]], documents: int) -> list[float]:
+    """Mean loss of each setting over so many documents, from its losses on all of them or on the first alone.
 
-    A setting that was run on the first document alone is scaled as those that were run on all lose more or less there.
+    What was run on the first alone is scaled as those that were run on all lose more or less there, in the median.
 
-    >>> over_documents(np.array([[1.0, 2.0, 4.0], [3.0, 6.0, np.nan]]))
-    array([2., 4., 8.])
+    >>> over_documents([[1.0, 3.0], [2.0, 6.0], [0.0, 1.0], [4.0]], 2)
+    [2.0, 4.0, 0.5, 8.0]
+    >>> over_documents([[4.0], [0.0]], 2), over_documents([[0.0], [1.0]], 1)
+    ([4.0, 0.0], [0.0, 1.0])
     """
-    everywhere = np.isfinite(losses).all(0)
-    scale = losses[:, everywhere].mean(0) / losses[0, everywhere]
-    usual = float(np.median(scale)) if everywhere.any() else 1.0
-    found: NDArray[np.float64] = np.where(everywhere, losses.mean(0), losses[0] * usual)
-    return found
+    everywhere = [each for each in losses if len(each) == documents and each[0] > 0]
+    scale = median(float(np.mean(each)) / float(each[0]) for each in everywhere) if everywhere else 1.0
+    return [float(np.mean(each)) * (1.0 if len(each) == documents else scale) for each in losses]

@@ -46,6 +46,9 @@ KEYS = (
 )
 """What the numbers of key-value pairs are stored under."""
 
+SHARED = 32
+"""Tokens that documents have in common by no chance."""
+
 PAIRS = 8
 """Key-value pairs that a prompt holds: one is asked for, the others can be mistaken for it."""
 
@@ -74,58 +77,97 @@ def length(tokenizer: Tokenizer, text: str) -> int:
     return sum(map(len, _works(tokenizer, text)))
 
 
-def slices(tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str) -> tuple[tuple[int, ...], ...]:
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Documents cut from a text; `across` works where those are too short for them."""
+
+    documents: tuple[tuple[int, ...], ...]
+    across: bool
+
+
+def cut(tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str) -> Cut:
     """Disjoint token slices of these lengths, each starting a document; InputError where there are too few tokens.
 
-    A text may hold several works, with form feeds between them. Slices then go through them in turns, so that each is
-    of one work and neighbours are not: what a document says far back matters more within a work. Those of one work, or
-    all of them where the works are too short for that, are spread evenly and come in its order.
+    A text may hold several works, with form feeds between them. Slices then go through them in turns, each of one work:
+    what a document says far back matters more within a work. Those of one work are spread evenly over it. Where works
+    are too short for that, all are one.
     """
     works = _works(tokenizer, text)
     if sum(map(len, works)) < sum(lengths):
         raise InputError(
-            f"{where}: holds {sum(map(len, works))} tokens where {len(lengths)} documents of {max(lengths)} need"
+            f"{where}: holds {sum(map(len, works))} tokens where {len(lengths)} documents of up to {max(lengths)} need"
             f" {sum(lengths)}; give a longer text, or ask for fewer or shorter documents"
         )
     places = _in_turns([len(work) for work in works], lengths)
     if places is None:
-        works, places = [[token for work in works for token in work]], [0] * len(lengths)
+        works = [[token for work in works for token in work]]
     bos = tokenizer.bos_token_id
     start = [] if bos is None or tokenizer("a").input_ids[0] != bos else [bos]
     found: list[tuple[int, ...]] = [()] * len(lengths)
     for number, ids in enumerate(works):
-        own = [i for i, place in enumerate(places) if place == number]
+        own = [i for i in range(len(lengths)) if places is None or places[i] == number]
         slack = (len(ids) - sum(lengths[i] for i in own)) // max(len(own), 1)
         at = 0
         for i in own:
             found[i] = tuple((start + ids[at : at + lengths[i]])[: lengths[i]])
             at += lengths[i] + slack
-    return tuple(found)
+    return Cut(tuple(found), places is None)
+
+
+def slices(tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str) -> tuple[tuple[int, ...], ...]:
+    """The documents of `cut`."""
+    return cut(tokenizer, text, lengths, where).documents
+
+
+def others(
+    tokenizer: Tokenizer, text: str, documents: Sequence[Sequence[int]], where: str
+) -> tuple[tuple[int, ...], ...] | None:
+    """As many documents, as long, that share no passage with these; None where the text has no room for them."""
+    count, tokens = len(documents), len(documents[0])
+    room = length(tokenizer, text) // tokens
+    taken = {tuple(each[i : i + SHARED]) for each in documents for i in range(len(each) - SHARED + 1)}
+    for number in range(2 * count, min(room, 4 * count) + 1):
+        found = [
+            document
+            for document in slices(tokenizer, text, [tokens] * number, where)
+            if not any(document[i : i + SHARED] in taken for i in range(0, tokens - SHARED + 1, SHARED))
+        ]
+        if len(found) >= count:
+            return tuple(found[:count])
+    return None
 
 
 def _works(tokenizer: Tokenizer, text: str) -> list[list[int]]:
-    """The tokens of each work of a text."""
+    """The tokens of each work of a text, with a blank line after each but the last."""
     parts = [part.strip("\n") for part in text.split("\f")] if "\f" in text else [text]
-    return [list(tokenizer(part, add_special_tokens=False, verbose=False).input_ids) for part in parts]
+    ended = [*(f"{part}\n\n" for part in parts[:-1]), parts[-1]]
+    return [list(tokenizer(part, add_special_tokens=False, verbose=False).input_ids) for part in ended]
 
 
 def _in_turns(rooms: Sequence[int], lengths: Sequence[int]) -> list[int] | None:
-    """The work that each length is cut from, the next one with room; None where there is none.
+    """The work that each length is cut from, the next one with room: in this order, or else the longest first.
+
+    None where there is no room either way.
 
     >>> _in_turns([10, 30, 20], [8, 8, 8, 8, 8])
     [0, 1, 2, 1, 1]
-    >>> _in_turns([10, 10], [15]) is None
-    True
+    >>> _in_turns([10, 12], [5, 12]), _in_turns([10, 10], [15])
+    ([0, 1], None)
+    >>> _in_turns([12, 10], [3, 12])
+    [1, 0]
     """
-    left, found = list(rooms), list[int]()
-    for number, length in enumerate(lengths):
-        turns = ((number + i) % len(left) for i in range(len(left)))
-        place = next((turn for turn in turns if left[turn] >= length), None)
-        if place is None:
-            return None
-        left[place] -= length
-        found.append(place)
-    return found
+    for order in (range(len(lengths)), sorted(range(len(lengths)), key=lambda i: -lengths[i])):
+        left, found = list(rooms), dict[int, int]()
+        for number, i in enumerate(order):
+            turns = ((number + step) % len(left) for step in range(len(left)))
+            place = next((turn for turn in turns if left[turn] >= lengths[i]), None)
+            if place is None:
+                break
+            left[place] -= lengths[i]
+            found[i] = place
+        if len(found) == len(lengths):
+            return [found[i] for i in range(len(lengths))]
+    return None
 
 
 def passkey_prompt(tokenizer: Tokenizer, tokens: int, depth: float, seed: int) -> Recall:

@@ -8,8 +8,8 @@ All options of all sites share the draws, so differences between options are sha
 
 The square of a sum over thousands of positions has the spread of a chi-square with one degree of freedom, so it takes
 many draws. Positions contribute almost independently, though: the sum of squares over short blocks of positions is
-nearly the same mean with as many degrees of freedom as blocks. `KvProducts.losses` uses it for each site, scaled by the
-ratio of the two over all sites and documents, which many of both make certain.
+nearly the same mean with as many degrees of freedom as blocks. `losses` uses it for each site, scaled by the ratio of
+the two over all sites and documents of a length, which many of both make certain.
 
 Only what changes at scored positions is taken. What an option does to earlier ones reaches the scored ones through
 later layers alone: a twentieth of the squares (SmolLM2-135M, second half of 2,048 tokens scored), for a third of the
@@ -60,8 +60,8 @@ class KvProducts:
     by_key: Tensor
     by_value: Tensor
 
-    def losses(self, scored: int) -> Tensor:
-        """Loss in nats per token by draw: [sites, draws, windows, keys, values], from products with a leading sites."""
+    def squares(self) -> "Squares":
+        """From products with a leading sites."""
         shape = (*self.by_key.shape[:2], *self.by_key.shape[3:], self.by_value.shape[-1])
         blocks = torch.empty(shape, dtype=torch.float64)
         whole = torch.zeros(shape[2:], dtype=torch.float64)
@@ -69,13 +69,27 @@ class KvProducts:
             each = by_key.double()[..., None] + by_value.double()[..., None, :]
             blocks[site] = each.square().sum(1)
             whole += each.sum(1).square().sum(0)
-        ratio = whole / blocks.sum((0, 1)).clamp_min(1e-300)
-        return blocks * ratio / (2 * scored)
+        return Squares(blocks, whole)
 
 
-def together(documents: Sequence[KvProducts]) -> KvProducts:
-    """The products of documents of one length, as if all draws were of one: [sites, draws of all, ...]."""
-    return KvProducts(torch.cat([d.by_key for d in documents], 1), torch.cat([d.by_value for d in documents], 1))
+@dataclass(frozen=True)
+class Squares:
+    """Squared products of whole options on a document.
+
+    blocks  [sites, draws, windows, keys, values]  the sum over blocks of the square of each
+    whole   [windows, keys, values]                the square of the sum over blocks, of all sites and draws
+    """
+
+    blocks: Tensor
+    whole: Tensor
+
+
+def losses(documents: Sequence[Squares], scored: int) -> Tensor:
+    """Loss in nats per token by draw, from documents of one length of which so many positions are scored: [sites, draws
+    of all documents, windows, keys, values]."""
+    blocks = torch.cat([document.blocks for document in documents], 1)
+    whole = torch.stack([document.whole for document in documents]).sum(0)
+    return blocks * (whole / blocks.sum((0, 1)).clamp_min(1e-300)) / (2 * scored)
 
 
 def option_products(

@@ -72,18 +72,18 @@ class Profiler(Measurement):
         statics = self._statics()
         contexts = self.contexts
         kv_shape = (len(self.spec.kv_sites), len(self.windows) + 1, len(self.kv_formats), len(self.kv_formats))
-        products: dict[int, list[fisher.KvProducts]] = {context: [] for context in contexts}
+        squares: dict[int, list[fisher.Squares]] = {context: [] for context in contexts}
         mass = np.zeros((len(self.spec.kv_sites), len(self.windows) + 1, len(contexts)))
         for number, document in enumerate(self.calibration.documents):
             part = self.parts.get(f"kv-{number}", partial(self._price_kv, document, number, statics))
             found = fisher.KvProducts(torch.from_numpy(part["by_key"]), torch.from_numpy(part["by_value"]))
-            products[len(document)].append(found)
+            squares[len(document)].append(found.squares())
             same = sum(len(d) == len(document) for d in self.calibration.documents)
             mass[..., contexts.index(len(document))] += part["mass"] / same
         loss, error = np.zeros((*kv_shape, len(contexts))), np.zeros((*kv_shape, len(contexts)))
         for i, context in enumerate(contexts):
-            losses = fisher.together(products[context]).losses(context // 2)
-            loss[..., i], error[..., i] = fisher.mean_and_error(losses.transpose(0, 1).numpy())
+            by_draw = fisher.losses(squares[context], context // 2).transpose(0, 1)
+            loss[..., i], error[..., i] = fisher.mean_and_error(by_draw.numpy())
         return ModelProfile(
             weights_sha256=self.spec.weights_sha256,
             formats_sha256=self.executor.identity(),
@@ -214,7 +214,8 @@ class Profiler(Measurement):
                 if not coded_alike(form):
                     back[:sinks] = x[:sinks].half().float()
                 # What 16-bit floats lose is too little to take time for.
-                found.append(x if torch.equal(back, x.half().float()) else back)
+                same = torch.equal(back, x.half().float()) and bool(torch.isfinite(back).all())
+                found.append(x if same else back)
             return tuple(found)
 
         return fisher.Options((*self.windows, None), read("k", k), read("v", v), sinks, reach)

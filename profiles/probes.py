@@ -8,7 +8,6 @@ for what followed the same tokens before (Olsson et al. 2022, arXiv:2209.11895) 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from profiles.documents import KEYS, Tokenizer
 
@@ -38,20 +37,25 @@ def probes_for(tokens: int) -> int:
 
 
 def with_probes(tokenizer: Tokenizer, document: Sequence[int], seed: int) -> tuple[int, ...]:
-    """The document, as long as before, told from its first third on what is asked for in its second half; a short one
-    is told as much as there is room for between the two."""
+    """The document, as long as before, told in its first half what is asked for in its second.
+
+    Only what fits between the two is told: of 100 tokens next to nothing.
+    """
     chance = random.Random(seed)
     length, result = len(document), list(document)
     count = probes_for(length)
     probes = [*_passkeys(tokenizer, count, chance), *_pairs(tokenizer, count, chance)]
-    probes += [_copy(tokenizer, chance) for _ in range(count)]
+    probes += _copies(document, count, chance)
     chance.shuffle(probes)
-    told = accumulate(len(probe.told) for probe in probes)
-    probes = [probe for probe, tokens in zip(probes, told, strict=True) if tokens <= length * 11 // 20 - length // 3]
-    places = sorted(chance.choices(range(length // 20, length // 3), k=len(probes)), reverse=True)
-    for place, probe in zip(places, probes, strict=True):
+    room, fitting = length * 11 // 20 - length // 3, list[Probe]()
+    for probe in probes:
+        if len(probe.told) <= room:
+            fitting.append(probe)
+            room -= len(probe.told)
+    places = sorted(chance.choices(range(length // 20, length // 3), k=len(fitting)), reverse=True)
+    for place, probe in zip(places, fitting, strict=True):
         result[place:place] = probe.told
-    asked = [probe.asked for probe in probes if probe.asked]
+    asked = [probe.asked for probe in fitting if probe.asked]
     step = (length - length * 11 // 20) // max(len(asked), 1)
     for i, tokens in enumerate(asked):
         place = length * 11 // 20 + i * step
@@ -77,10 +81,13 @@ def _pairs(tokenizer: Tokenizer, count: int, chance: random.Random) -> Iterator[
         yield Probe(told, () if i % 2 else _ids(tokenizer, question))
 
 
-def _copy(tokenizer: Tokenizer, chance: random.Random) -> Probe:
-    special = set(tokenizer.all_special_ids)
-    ids = tuple(i for i in chance.sample(range(len(tokenizer)), COPIED_TOKENS + len(special)) if i not in special)
-    return Probe(ids[:COPIED_TOKENS], ids[:COPIED_TOKENS])
+def _copies(document: Sequence[int], count: int, chance: random.Random) -> list[Probe]:
+    """Random sequences of tokens of the document, which surely were trained; none where it has few."""
+    known = sorted(set(document[1:]))  # the first may begin every sequence
+    if len(known) < COPIED_TOKENS:
+        return []
+    drawn = (tuple(chance.sample(known, COPIED_TOKENS)) for _ in range(count))
+    return [Probe(sequence, sequence) for sequence in drawn]
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

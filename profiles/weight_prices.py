@@ -27,6 +27,9 @@ from profiles.products import Met, Product
 from profiles.streamed import Part, passed_back, unseen
 from profiles.workers import one_thread_each
 
+DRAWS_TIMES = 2
+"""Draws for each that caches are priced with: documents are short, and all pass through the model at once."""
+
 BLOCK = 8
 """Positions whose inner products are added before they are squared (of an expert: neighbours among those it serves)."""
 
@@ -104,7 +107,8 @@ class WeightPricer(Measurement):
 
     def _products(self) -> dict[str, NDArray[np.float64]]:
         """`whole`, `blocks` and `head` as in WeightProducts."""
-        documents, tensors, draws = self.calibration.weight_documents, self.spec.tensors, self.calibration.draws
+        documents, tensors = self.calibration.weight_documents, self.spec.tensors
+        draws = DRAWS_TIMES * self.calibration.draws
         shape = draws, len(tensors), len(self.formats)
         sums = {name: np.zeros(shape) for name in ("whole", "blocks", "head")}
         if any(tensor.count > 1 for tensor in tensors):

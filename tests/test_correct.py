@@ -121,8 +121,9 @@ def test_fresh_documents_are_others_and_as_many(prepared: Prepared) -> None:
     assert others is not None and others.passkeys == prepared.exam.passkeys
     (other,) = others.documents
     assert len(other) == len(first) and other != first
-    whole = tokenizer(documents.shipped(documents.VERIFICATION_TEXT), add_special_tokens=False).input_ids
-    asked = replace(prepared.exam, documents=(first,) * (len(whole) // 128))
+    text, size = documents.shipped(documents.VERIFICATION_TEXT), len(first)
+    most = documents.length(tokenizer, text) // size
+    asked = replace(prepared.exam, documents=documents.slices(tokenizer, text, [size] * (most // 2 + 1), "here"))
     assert fresh(asked, tokenizer, prepared.request) is None
 
 

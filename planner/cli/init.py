@@ -37,7 +37,8 @@ goal:
     # ttft_s: 2 s                 # to the first token
     # loss_nats: 0.05             # per token, against the dense model
 
-# What prices are measured on. A text of your own domain makes a better plan.
+# What prices are measured on. A text of your own domain makes a better plan; with form feeds between its works each
+# document is cut from one of them.
 calibration:
   # text: calibration.txt
   documents: CALIBRATION_DOCUMENTS    # of 2,048 tokens or more; of shorter ones up to four times as many

@@ -1,7 +1,6 @@
 """Learn from running a plan that misses its loss limit, or takes far less of it than was expected, and solve again."""
 
 from dataclasses import replace
-from statistics import fmean
 
 from planner.compile.prepare import Prepared
 from planner.compile.priced import baseline, planned
@@ -11,7 +10,7 @@ from planner.errors import Infeasible
 from planner.executor import Progress
 from planner.plan import Plan
 from planner.prices import LOSS
-from planner.quality import compare
+from planner.verify import Exam, Examiner
 
 ROUNDS = 3
 """How often a plan is corrected and solved again."""
@@ -34,32 +33,21 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
         return plan, prepared
     least = 0.0 if goal.minimise == LOSS else LEAST_TAKEN * limit  # little is what such a goal is after
     documents, chunk = prepared.read_from.held_out, prepared.request.workload.prefill_chunk_tokens
-    first = len(documents[0]) // 2
-    whole = prepared.executor.open(baseline(prepared))
-    answers = [whole.score(document, first, chunk) for document in documents]
-
-    def lost(plan: Plan) -> float:
-        session = prepared.executor.open(plan)
-        scores = (
-            compare(dense, session.score(document, first, chunk), document[first + 1 :])
-            for document, dense in zip(documents, answers, strict=True)
-        )
-        return fmean(score.loss_nats for score in scores)
-
     kept: tuple[Plan, Prepared] | None = None
-    for number in range(ROUNDS + 1):
-        progress("correcting", number, ROUNDS + 1)
-        loss_nats = lost(plan)
-        if loss_nats <= limit and (kept is None or objective(plan) <= objective(kept[0])):
-            kept = plan, prepared
-        if least <= loss_nats <= limit or number == ROUNDS:
-            break
-        prepared = rescaled(prepared, plan, loss_nats)
-        again = solved_again(plan, prepared, passes)
-        if again is None:
-            break
-        plan = again
-    progress("correcting", ROUNDS + 1, ROUNDS + 1)
+    with Examiner(Exam(documents, len(documents[0]) // 2, (), chunk), progress) as examiner:
+        examiner.take_dense(prepared.executor.open(baseline(prepared)))
+        for number in range(ROUNDS + 1):
+            name = f"plan {number + 1} of at most {ROUNDS + 1} to correct prices by"
+            loss_nats = examiner.take(name, prepared.executor.open(plan)).loss.value
+            if loss_nats <= limit and (kept is None or objective(plan) <= objective(kept[0])):
+                kept = plan, prepared
+            if least <= loss_nats <= limit or number == ROUNDS:
+                break
+            prepared = rescaled(prepared, plan, loss_nats)
+            again = solved_again(plan, prepared, passes)
+            if again is None:
+                break
+            plan = again
     return kept or (plan, prepared)
 
 

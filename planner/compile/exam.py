@@ -80,19 +80,16 @@ def shared(document: str, learnt: str) -> str | None:
 
 
 def fresh(asked: Exam, tokenizer: "Tokenizer", request: Request) -> Exam | None:
-    """The same questions on as many other documents of the text, from between those; None where it has no room for
+    """The same questions on as many other documents of the text; None where it has no room for
     them, or they share a passage with the calibration text."""
     from profiles import documents
 
     learnt, _ = read(request.calibration.text, documents.CALIBRATION_TEXT)
-    count, context = len(asked.documents), len(asked.documents[0])
     content, where = read(request.verification.text, documents.VERIFICATION_TEXT)
-    # Of twice as many documents every other one begins where the first ones do, give or take a token for each.
-    room = len(tokenizer(content, add_special_tokens=False, verbose=False).input_ids)
-    if room < 2 * count * (context + 2 * count):
-        return None
-    found = documents.slices(tokenizer, content, [context] * (2 * count), where)[1::2]
-    return None if first_shared(tokenizer, found, learnt) is not None else replace(asked, documents=found)
+    found = documents.others(tokenizer, content, asked.documents, where)
+    return (
+        None if found is None or first_shared(tokenizer, found, learnt) is not None else replace(asked, documents=found)
+    )
 
 
 def first_shared(tokenizer: "Tokenizer", found: Sequence[Sequence[int]], learnt: str) -> str | None:

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from planner.compile.calibration import WEIGHT_DOCUMENTS, Texts, held_out, texts, times
+from planner.compile.calibration import WEIGHT_DOCUMENTS, Texts, documents_for_each, most_held_out, texts
 from planner.config import parse_request
 from planner.errors import InputError
 from profiles import documents
 
 CONTEXT, DOCUMENTS = 128, 2
-PRICED, HELD_OUT = DOCUMENTS * times(CONTEXT), held_out(CONTEXT)
-NEEDED = CONTEXT * (PRICED + 1)
-"""Tokens of what is priced and one document to run whole settings on."""
+PRICED, HELD_OUT = DOCUMENTS * documents_for_each(CONTEXT), most_held_out(CONTEXT)
+LEAST = CONTEXT * (DOCUMENTS + 2)
+"""Tokens of what is asked for, a document for matrices and one for whole settings."""
+MOST = CONTEXT * (PRICED + WEIGHT_DOCUMENTS + HELD_OUT)
 
 
 @pytest.fixture
@@ -40,30 +41,56 @@ def cut(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[[int], Texts]:
 
 
 def test_a_long_text_gives_all_documents(cut: Callable[[int], Texts]) -> None:
-    found = cut(NEEDED + (WEIGHT_DOCUMENTS + HELD_OUT - 1) * CONTEXT)
+    found = cut(MOST)
     assert {len(document) for document in found.every} == {CONTEXT}
     assert (len(found.priced), len(found.short), len(found.held_out)) == (PRICED, WEIGHT_DOCUMENTS, HELD_OUT)
     assert len(set(found.every)) == len(found.every)
     assert found.notes == ()
 
 
-@pytest.mark.parametrize("count", range(1, WEIGHT_DOCUMENTS))
-def test_a_short_text_leaves_fewer_for_matrices_and_says_so(cut: Callable[[int], Texts], count: int) -> None:
-    found = cut(NEEDED + (count + 1) * CONTEXT - 1)
-    assert (len(found.short), len(found.held_out)) == (count, 1)
-    matrices, sums = found.notes
-    assert f"room for {count} of the {WEIGHT_DOCUMENTS} documents that matrices" in matrices and "text.txt" in matrices
-    assert f"room for 1 of the {HELD_OUT} documents that sums" in sums
-
-
-@pytest.mark.parametrize("count", range(1, HELD_OUT))
-def test_a_longer_one_leaves_fewer_for_whole_settings(cut: Callable[[int], Texts], count: int) -> None:
-    found = cut(NEEDED + (WEIGHT_DOCUMENTS + count) * CONTEXT - 1)
-    assert (len(found.short), len(found.held_out)) == (WEIGHT_DOCUMENTS, count)
-    (note,) = found.notes
-    assert f"room for {count} of the {HELD_OUT} documents that sums of prices" in note
+@pytest.mark.parametrize("missing", range(1, (MOST - LEAST) // CONTEXT + 1))
+def test_a_shorter_text_gives_fewer_and_says_of_what(cut: Callable[[int], Texts], missing: int) -> None:
+    found = cut(MOST - missing * CONTEXT + CONTEXT - 1)
+    counts = len(found.priced), len(found.short), len(found.held_out)
+    wanted = PRICED, WEIGHT_DOCUMENTS, HELD_OUT
+    assert sum(counts) == sum(wanted) - missing
+    assert counts[0] >= DOCUMENTS and min(counts) >= 1
+    told = [
+        f"room for {found} of the {wanted} " for found, wanted in zip(counts, wanted, strict=True) if found < wanted
+    ]
+    assert len(told) == len(found.notes)
+    assert all(phrase in note and "text.txt" in note for phrase, note in zip(told, found.notes, strict=True))
 
 
 def test_a_text_that_is_too_short_is_refused(cut: Callable[[int], Texts]) -> None:
-    with pytest.raises(InputError, match=f"holds {NEEDED + CONTEXT - 1} tokens where"):
-        cut(NEEDED + CONTEXT - 1)
+    assert len(cut(LEAST).every) == DOCUMENTS + 2
+    with pytest.raises(InputError, match=f"holds {LEAST - 1} tokens where"):
+        cut(LEAST - 1)
+
+
+@pytest.mark.parametrize("contexts", [(2048, 8192), (8192, 2048), (512, 2048, 8192), (8192,)])
+def test_the_shipped_text_has_works_long_enough(contexts: tuple[int, ...]) -> None:
+    """By a tokenizer of four characters a token, as those of real models are."""
+    works = [len(work) // 4 for work in documents.shipped(documents.CALIBRATION_TEXT).split("\f")]
+    lengths = [n for n in contexts for _ in range(3)] + [512] * WEIGHT_DOCUMENTS + [max(contexts)]
+    assert documents._in_turns(works, lengths) is not None
+
+
+def test_documents_across_works_are_told_of(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    names = ("red", "green", "blue", "grey", "black", "white") * 4
+    works = [" ".join(f"{name}{i}" for i in range(60)) for name in names]
+    (tmp_path / "text.txt").write_text("\f".join(works))
+    told = (
+        "schema: planner/model@1\n"
+        f"source: {{huggingface: '{tiny('llama')}'}}\n"
+        "workload: {context_tokens: [TOKENS], new_tokens: 8}\n"
+        "goal: {minimise: kv_bytes, limits: {loss_nats: 0.1}}\n"
+        f"calibration: {{documents: 1, text: '{tmp_path / 'text.txt'}'}}\n"
+    )
+    tokenizer = documents.tokenizer(tiny("llama"))
+    size = documents.length(tokenizer, works[0])
+    for tokens, across in ((size // 2, False), (2 * size, True)):
+        asked = parse_request(told.replace("TOKENS", str(tokens)), "tiny", tmp_path, "tiny.yaml")
+        found = texts(asked, tokenizer, 0)
+        assert found.across == across
+        assert any("too short for documents" in note for note in found.notes) == across

@@ -12,7 +12,9 @@ from planner.errors import InputError
 from profiles.documents import (
     CALIBRATION_TEXT,
     VERIFICATION_TEXT,
+    cut,
     length,
+    others,
     pair_prompt,
     passkey_prompt,
     read,
@@ -79,7 +81,7 @@ def test_every_slice_starts_a_document_where_the_tokenizer_says_so() -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "short, too short"])
 def test_a_short_text_is_refused(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    with pytest.raises(InputError, match=r"mine\.txt: holds \d+ tokens where 3 documents of 200 need 600; give a"):
+    with pytest.raises(InputError, match=r"mine\.txt: holds \d+ tokens where 3 documents of up to 200 need 600; "):
         slices(tokenizer, text, [200, 200, 200], "mine.txt")
 
 
@@ -104,10 +106,26 @@ def test_documents_are_cut_from_the_works_of_a_text_in_turns(tokenizer: PreTrain
 
 def test_works_that_are_too_short_are_one_text(tokenizer: PreTrainedTokenizerBase) -> None:
     works = [" ".join(f"{name}{i}" for i in range(100)) for name in ("red", "green", "blue")]
-    ids = [token for work in works for token in tokenizer(work, add_special_tokens=False).input_ids]
-    (found,) = slices(tokenizer, "\f".join(works), [len(ids)], "here")
-    assert list(found) == ids
-    assert length(tokenizer, "\f".join(works)) == len(ids)
+    size = length(tokenizer, "\f".join(works))
+    found = cut(tokenizer, "\f".join(works), [size], "here")
+    assert found.across
+    assert tokenizer.decode(found.documents[0]) == "\n\n".join(works)
+    assert not cut(tokenizer, "\f".join(works), [size // 4], "here").across
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("between", ["\n", "\f"])
+def test_other_documents_share_nothing_with_the_first(
+    tokenizer: PreTrainedTokenizerBase, count: int, between: str
+) -> None:
+    text = between.join(" ".join(f"{name}{i}" for i in range(1500)) for name in ("red", "green", "blue"))
+    first = slices(tokenizer, text, [400] * count, "here")
+    found = others(tokenizer, text, first, "here")
+    assert found is not None and len(found) == count
+    assert [len(document) for document in found] == [400] * count
+    runs = {each[i : i + 20] for each in first for i in range(381)}
+    assert not any(each[i : i + 20] in runs for each in found for i in range(381))
+    assert others(tokenizer, text, slices(tokenizer, text, [length(tokenizer, text) * 2 // 3], "here"), "here") is None
 
 
 # --- facts --------------------------------------------------------------------------------------

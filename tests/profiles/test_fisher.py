@@ -16,7 +16,7 @@ from planner.quality import compare
 from planner.space import FLOAT16, Full, WeightFormat, Window
 from profiles import fisher
 from profiles.calibration import Calibration
-from profiles.fisher import KvProducts, Options, mean_and_error, option_products, together
+from profiles.fisher import KvProducts, Options, losses, mean_and_error, option_products
 from profiles.model import Profiler
 from profiles.parts import Parts
 from tests.backends.oracle import DENSE, FULL32, Subject, choice, subject, tokens_of
@@ -60,10 +60,7 @@ def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def test_prices_agree_with_single_changes_really_measured(
     tiny: Callable[[str], Path], family: str, tmp_path: Path
 ) -> None:
-    model, asked = (
-        subject(tiny(family)),
-        calibration(DOCUMENT_TOKENS, draws=DRAWS // 4),
-    )  # short documents get four times as many
+    model, asked = subject(tiny(family)), calibration(DOCUMENT_TOKENS, draws=DRAWS)
     profile = profiler(model, asked, tmp_path, unwatched).run()
     model.executor.use(profile.statics)
     for predicted, measured in (against_caches(model, profile, asked), against_weights(model, profile, asked)):
@@ -189,23 +186,19 @@ def products(blocks: int) -> KvProducts:
 def test_one_block_is_the_plain_estimator() -> None:
     one = products(1)
     plain = (one.by_key[..., None] + one.by_value[..., None, :])[:, :, 0].square() / (2 * 77)
-    assert torch.allclose(one.losses(77), plain)
+    assert torch.allclose(losses([one.squares()], 77), plain)
 
 
-def test_blocks_keep_the_sum_over_all_sites() -> None:
-    """They only share it out between sites by something steadier."""
-    many = products(7)
-    plain = (many.by_key[..., None] + many.by_value[..., None, :]).sum(2).square() / (2 * 77)
-    assert torch.allclose(many.losses(77).sum((0, 1)), plain.sum((0, 1)))
-    assert not torch.allclose(many.losses(77), plain)
-
-
-def test_documents_are_so_many_draws() -> None:
-    one, other = products(7), KvProducts(*(2 * x for x in (products(3).by_key, products(3).by_value)))
-    longer = KvProducts(*(torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 4)) for x in (other.by_key, other.by_value)))
-    both = together([one, longer])
-    assert both.by_key.shape[:3] == (6, 10, 7)
-    assert torch.allclose(both.losses(77), together([longer, one]).losses(77).roll(5, 1))
+def test_blocks_keep_the_sum_over_all_sites_and_documents() -> None:
+    """They only share it out between sites, draws and documents by something steadier."""
+    one, other = products(7), products(3)
+    other = KvProducts(2 * other.by_key, 2 * other.by_value)
+    plain = [(each.by_key[..., None] + each.by_value[..., None, :]).sum(2).square() / (2 * 77) for each in (one, other)]
+    found = losses([one.squares(), other.squares()], 77)
+    assert found.shape[:2] == (6, 10)
+    assert torch.allclose(found.sum((0, 1)), torch.cat(plain, 1).sum((0, 1)))
+    assert not torch.allclose(found[:, :5].sum((0, 1)), plain[0].sum((0, 1)))
+    assert torch.allclose(found, losses([other.squares(), one.squares()], 77).roll(5, 1))
 
 
 # --- a measurement as a whole -------------------------------------------------------------------

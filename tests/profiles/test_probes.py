@@ -1,13 +1,14 @@
 """What a calibration document is told early it is asked for late, and it stays as long as it was."""
 
+import random
 import re
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from profiles.documents import slices
-from profiles.probes import COPIED_TOKENS, probes_for, with_probes
+from profiles.documents import CALIBRATION_TEXT, shipped, slices
+from profiles.probes import COPIED_TOKENS, Probe, _copies, probes_for, with_probes
 
 WORDS = " ".join(f"word{i}" for i in range(3000))
 TOLD = re.compile(r"The (\w+) passkey is (\d{5})\. Remember it: (\d{5}) is the (\w+) passkey\.")
@@ -43,17 +44,24 @@ def test_what_is_told_early_is_asked_late(tokenizer: PreTrainedTokenizerBase, to
     assert not TOLD.search(half[1]) and not ASKED.search(half[0]) and not QUESTION.search(half[0])
 
 
-@pytest.mark.parametrize("tokens", [3000, 5000])
-def test_random_sequences_come_twice(tokenizer: PreTrainedTokenizerBase, tokens: int) -> None:
-    plain = document(tokenizer, tokens)
+def test_random_sequences_come_twice(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plain,), made = slices(tokenizer, shipped(CALIBRATION_TEXT), [5000], "here"), list[Probe]()
+
+    def recorded(*asked: object) -> list[Probe]:
+        made.extend(_copies(*asked))  # type: ignore[arg-type]
+        return list(made)
+
+    monkeypatch.setattr("profiles.probes._copies", recorded)
     found = with_probes(tokenizer, plain, 0)
-    early, late = found[: tokens // 2], found[tokens // 2 :]
-    runs = {early[i : i + COPIED_TOKENS] for i in range(len(early) - COPIED_TOKENS + 1)}
-    again = {late[i : i + COPIED_TOKENS] for i in range(len(late) - COPIED_TOKENS + 1)}
-    written = {plain[i : i + COPIED_TOKENS] for i in range(len(plain) - COPIED_TOKENS + 1)}
-    copies = (runs & again) - written
-    assert len(copies) >= probes_for(tokens)
-    assert not any(special in copy for copy in copies for special in tokenizer.all_special_ids)
+    assert len(made) == probes_for(5000)
+    halves = found[:2500], found[2500:]
+    for copy in made:
+        assert copy.told == copy.asked and len(set(copy.told)) == COPIED_TOKENS and set(copy.told) <= set(plain)
+        assert all(any(half[i : i + COPIED_TOKENS] == copy.told for i in range(len(half))) for half in halves)
+
+
+def test_a_document_of_few_different_tokens_has_no_copies() -> None:
+    assert _copies([1, 2, 3] * 100, 3, random.Random(0)) == []
 
 
 def test_probes_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerBase) -> None:

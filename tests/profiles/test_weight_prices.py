@@ -20,13 +20,13 @@ from profiles import products, streamed, weight_prices
 from profiles.calibration import Calibration
 from profiles.parts import Parts
 from profiles.streamed import Part, part_of, passed_back, unseen
-from profiles.weight_prices import WeightPricer, WeightProducts, kind_of
+from profiles.weight_prices import DRAWS_TIMES, WeightPricer, WeightProducts, kind_of
 from tests.backends.oracle import Subject, subject, tokens_of
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi", "gpt2", "phi3", "mixtral")
 DOCUMENTS = tuple(tuple(tokens_of(40, seed=i)) for i in range(2))
-ASKED = Calibration((), DOCUMENTS, draws=2, seed=5, sinks=4)
-SCORED, DRAWS = 20, 2
+ASKED = Calibration((), DOCUMENTS, draws=1, seed=5, sinks=4)
+SCORED, DRAWS = 20, DRAWS_TIMES * ASKED.draws
 
 
 class Halving:

@@ -202,6 +202,13 @@ def volume(cell: Cell, possible: Sequence[Values], bound: Bound) -> float:
 
     >>> round(volume(Cell((1.0,), (math.e,), (2.0, 2.5)), [(4.0, 0.5), (3.0, 2.0)], Bound(9.0, 0.1, float)), 9)
     2.0
+
+    Where nothing possible keeps the limits of the low corner:
+
+    >>> round(volume(Cell((1.0,), (math.e,), (2.0, 2.5)), [(4.0, 1.5)], Bound(9.0, 0.1, float)), 9)
+    7.0
+    >>> round(volume(Cell((1.0,), (math.e,), (9.0, 2.5)), [(10.0, 1.5)], Bound(9.0, 0.1, float)), 9)
+    0.1
     """
     sides = [math.log(high / low) for low, high in zip(cell.low, cell.high, strict=True)]
     if max(sides) <= RESOLUTION:

@@ -89,6 +89,27 @@ def test_a_plan_priced_too_cheap_is_solved_again_until_it_keeps_the_limit(prepar
     assert told.context.loss.correction.expected(0.01) > cheap.context.loss.correction.expected(0.01)
 
 
+def test_it_is_the_mean_over_documents_that_keeps_the_limit(prepared: Prepared) -> None:
+    """Not what the first one loses: the limit lies between the two."""
+    passes, plan = pipeline(None), solved(prepared, pipeline(None))
+    assert prepared.read_from is not None
+    one = {document: lost(replaced(prepared, (document,)), plan) for document in prepared.read_from.held_out}
+    assert len(one) > 1
+    for first in (min(one, key=one.__getitem__), max(one, key=one.__getitem__)):
+        ordered = replaced(prepared, (first, *(document for document in one if document != first)))
+        mean = lost(ordered, plan)
+        limit = mean * 1.001 if one[first] > mean else (mean + one[first]) / 2
+        asked = replace(ordered, request=replace(prepared.request, goal=Goal("kv_bytes", Limits(loss_nats=limit))))
+        again, same = correct(plan, asked, passes, quiet)
+        assert (again is plan and same is asked) == (mean <= limit)
+
+
+def replaced(prepared: Prepared, held_out: tuple[tuple[int, ...], ...]) -> Prepared:
+    """Prepared with these documents of the anchors."""
+    assert prepared.read_from is not None
+    return replace(prepared, read_from=replace(prepared.read_from, held_out=held_out))
+
+
 def test_a_plan_that_takes_what_it_may_stays(prepared: Prepared) -> None:
     passes = pipeline(None)
     plan = solved(prepared, passes)

@@ -38,7 +38,8 @@ OUTLIER = 5.0
 OUTLIER_LEAST = 0.75
 
 LEAST_SPREAD = 0.2
-"""Relative error that is claimed at best, however well the anchors fit: they are few, and so are their documents."""
+"""Relative error that is claimed at best, however well the anchors fit: they are few, and so are their documents. Of
+three plans on three texts of other kinds (SmolLM2-135M, 2,048 tokens) eight of nine means were inside."""
 
 LEAST_LINEAR = 0.25
 """Of a sum at least so much is lost, whatever the anchors say."""

@@ -19,15 +19,16 @@ from benchmarks.llamacpp import HERE, bytes_of, moved, setting, solved
 from planner.compile.exam import exam, read
 from planner.compile.prepare import Prepared, prepare
 from planner.config import load_request
+from planner.executor import Progress
 from planner.explain import format_name, table
 from planner.files import write_text
 from planner.goal import Goal, Limits
 from planner.plan import Plan, sha256
 from planner.progress import ProgressLine
-from planner.quality import compare, mean_interval, paired_interval
+from planner.quality import mean_interval, paired_interval
 from planner.request import Verification
 from planner.space import FLOAT16, FLOAT32, Full, KvChoice, WeightFormat
-from planner.verify import Exam
+from planner.verify import Exam, Examiner, Tokens
 from profiles.documents import CALIBRATION_TEXT
 
 WHOLE = KvChoice(Full(), FLOAT16, FLOAT16, 0, HERE)
@@ -55,22 +56,14 @@ def main() -> None:
             raise SystemExit("this benchmark needs a model with weights")
         learnt, _ = read(request.calibration.text, CALIBRATION_TEXT)
         workload = replace(request.workload, context_tokens=(options.tokens,), weights=())
-        exams: dict[str, Exam] = {}
+        found = list[Tokens]()
         for text in options.texts or [None]:
             told, seen = Verification(text, options.documents, recall=0), prepared.profile.documents
             asked = exam(prepared.weights.tokenizer, workload, told, seen, learnt)
-            exams["shipped" if text is None else text.stem] = asked
-        if len(exams) < len(options.texts):
-            raise SystemExit("--texts: two of them have the same name")
-        plans = dict(settings(prepared))
-        run = sha256(repr((prepared.context.spec.weights_sha256, options.tokens, plans)))[:8]
-        cells = [options.results / f"{n}-{i}-{run}.json" for n in exams for i in range(options.documents)]
-        documents = [(document, asked.first) for asked in exams.values() for document in asked.documents]
-        for number, ((document, first), cell) in enumerate(zip(documents, cells, strict=True)):
-            progress("documents", number, len(cells))
-            measure(prepared, plans, document, first, cell)
-        progress("documents", len(cells), len(cells))
-    print(report(prepared, plans, [json.loads(cell.read_text()) for cell in cells]))
+            found += asked.documents
+        plans, asked = dict(settings(prepared)), replace(asked, documents=tuple(found))
+        losses = measure(prepared, plans, asked, options.results, progress)
+    print(report(prepared, plans, losses))
 
 
 def settings(prepared: Prepared) -> Iterator[tuple[str, Plan]]:
@@ -87,31 +80,39 @@ def settings(prepared: Prepared) -> Iterator[tuple[str, Plan]]:
             yield f"planned for {name}", plan
 
 
-def measure(prepared: Prepared, plans: Mapping[str, Plan], document: Sequence[int], first: int, path: Path) -> None:
-    """The losses of all settings on a document, unless they are kept already."""
-    if path.is_file():
-        return
-    chunk = prepared.request.workload.prefill_chunk_tokens
-    every = {tensor.name: WeightFormat(32) for tensor in prepared.checkpoint.spec.tensors}
+def measure(
+    prepared: Prepared, plans: Mapping[str, Plan], asked: Exam, results: Path, progress: Progress
+) -> dict[str, list[float]]:
+    """The losses of every setting on each document; those that are kept are read back."""
+    losses, every = (
+        dict[str, list[float]](),
+        {tensor.name: WeightFormat(32) for tensor in prepared.context.spec.tensors},
+    )
     plain = setting(prepared, "dense", replace(WHOLE, k=FLOAT32, v=FLOAT32), every)
-    dense = prepared.executor.open(plain).score(document, first, chunk)
-    losses = {}
-    for name, plan in plans.items():
-        told = prepared.executor.open(plan).score(document, first, chunk)
-        losses[name] = compare(dense, told, document[first + 1 :]).loss_nats
-    write_text(json.dumps(losses), path)
+    with Examiner(asked, progress) as examiner:
+        taken = False
+        for name, plan in plans.items():
+            run = sha256(repr((prepared.context.spec.weights_sha256, asked.documents, asked.first, plan.chosen)))
+            path = results / f"{name.replace(' ', '-')}-{run[:12]}.json"
+            if not path.is_file():
+                if not taken:
+                    examiner.take_dense(prepared.executor.open(plain))
+                    taken = True
+                scores = examiner.take(name, prepared.executor.open(plan)).scores
+                write_text(json.dumps([score.loss_nats for score in scores]), path)
+            losses[name] = json.loads(path.read_text())
+    return losses
 
 
-def report(prepared: Prepared, plans: Mapping[str, Plan], cells: Sequence[Mapping[str, float]]) -> str:
+def report(prepared: Prepared, plans: Mapping[str, Plan], losses: Mapping[str, Sequence[float]]) -> str:
     """Bytes, losses over all documents, and how much more a uniform setting loses than its plan."""
     rows = [["setting", "weights MB", "nats per token", "uniform - planned", "formats"]]
     for name, plan in plans.items():
-        losses = [cell[name] for cell in cells]
         rival = name.removeprefix("planned for ")
-        more = "" if rival == name else str(paired_interval(losses, [cell[rival] for cell in cells]))
+        more = "" if rival == name else str(paired_interval(losses[name], losses[rival]))
         forms = Counter(format_name(choice.format) for _, choice in plan.weights).most_common()
         told = ", ".join(f"{count} {form}" for form, count in forms)
-        rows.append([name, f"{bytes_of(prepared, plan) / 1e6:.1f}", str(mean_interval(losses)), more, told])
+        rows.append([name, f"{bytes_of(prepared, plan) / 1e6:.1f}", str(mean_interval(losses[name])), more, told])
     return "\n".join(table(rows))
 
 

@@ -94,9 +94,10 @@ def cut(tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str) -> 
     """
     works = _works(tokenizer, text)
     if sum(map(len, works)) < sum(lengths):
+        size = f"{'up to ' * (min(lengths) < max(lengths))}{max(lengths)}"
         raise InputError(
-            f"{where}: holds {sum(map(len, works))} tokens where {len(lengths)} documents of up to {max(lengths)} need"
-            f" {sum(lengths)}; give a longer text, or ask for fewer or shorter documents"
+            f"{where}: holds {sum(map(len, works))} tokens where {len(lengths)} documents of {size} need {sum(lengths)};"
+            " give a longer text, or ask for fewer or shorter documents"
         )
     places = _in_turns([len(work) for work in works], lengths)
     if places is None:

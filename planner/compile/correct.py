@@ -37,7 +37,8 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
     with Examiner(Exam(documents, len(documents[0]) // 2, (), chunk), progress) as examiner:
         examiner.take_dense(prepared.executor.open(baseline(prepared)))
         for number in range(ROUNDS + 1):
-            name = f"plan {number + 1} of at most {ROUNDS + 1} to correct prices by"
+            progress("correcting", number, ROUNDS + 1)
+            name = f"plan {number + 1} of at most {ROUNDS + 1}"
             loss_nats = examiner.take(name, prepared.executor.open(plan)).loss.value
             if loss_nats <= limit and (kept is None or objective(plan) <= objective(kept[0])):
                 kept = plan, prepared
@@ -48,6 +49,7 @@ def correct(plan: Plan, prepared: Prepared, passes: Pipeline, progress: Progress
             if again is None:
                 break
             plan = again
+    progress("correcting", ROUNDS + 1, ROUNDS + 1)
     return kept or (plan, prepared)
 
 

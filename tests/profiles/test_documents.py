@@ -81,7 +81,7 @@ def test_every_slice_starts_a_document_where_the_tokenizer_says_so() -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "short, too short"])
 def test_a_short_text_is_refused(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    with pytest.raises(InputError, match=r"mine\.txt: holds \d+ tokens where 3 documents of up to 200 need 600; "):
+    with pytest.raises(InputError, match=r"mine\.txt: holds \d+ tokens where 3 documents of 200 need 600; "):
         slices(tokenizer, text, [200, 200, 200], "mine.txt")
 
 

@@ -96,8 +96,8 @@ def cut(tokenizer: Tokenizer, text: str, lengths: Sequence[int], where: str) -> 
     if sum(map(len, works)) < sum(lengths):
         size = f"{'up to ' * (min(lengths) < max(lengths))}{max(lengths)}"
         raise InputError(
-            f"{where}: holds {sum(map(len, works))} tokens where {len(lengths)} documents of {size} need {sum(lengths)};"
-            " give a longer text, or ask for fewer or shorter documents"
+            f"{where}: holds {sum(map(len, works))} tokens where {len(lengths)} documents of {size} need"
+            f" {sum(lengths)}; give a longer text, or ask for fewer or shorter documents"
         )
     places = _in_turns([len(work) for work in works], lengths)
     if places is None:

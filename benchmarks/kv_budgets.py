@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.kv_report import OURS, report
 from benchmarks.presses import Asked, work
+from benchmarks.unseen import exams
 from passes.assign import within_limits
 from passes.elastic_windows import ElasticWindows
 from passes.kv_bits import KvBits
@@ -29,7 +30,6 @@ from passes.sequential import sequential
 from passes.single_methods import METHODS, single_method
 from passes.streaming_heads import StreamingHeads
 from passes.uniform_kv import UniformKv
-from planner.compile.exam import exam, read
 from planner.compile.prepare import Prepared, prepare
 from planner.config import load_request
 from planner.cost import total
@@ -39,12 +39,14 @@ from planner.pipeline import PassContext, dense, run
 from planner.plan import trial
 from planner.progress import ProgressLine
 from planner.quality import compare
-from planner.request import Verification
 from planner.space import Space
 from planner.verify import ANSWER_TOKENS, Exam, Tokens, recalled
 from profiles.documents import CALIBRATION_TEXT, shipped
 
 CHUNK_TOKENS = 512
+RECALL = 5
+"""Hidden numbers of each kind, all in the first text's exam."""
+
 PIECES, PIECE_CHARACTERS = 16, 1700
 """Of the calibration text, on which DuoAttention's heads are scored."""
 
@@ -77,23 +79,16 @@ def main() -> None:
     options = parser.parse_args()
     with ProgressLine() as progress:
         prepared = prepare(load_request(options.model), "server-cpu", 0, progress, "transformers")
-        if prepared.profile is None:
-            raise SystemExit("this benchmark needs a model with weights")
-        ctx, exams = prepared.context, dict[str, Exam]()
-        learnt, _ = read(prepared.request.calibration.text, CALIBRATION_TEXT)
-        for text in options.texts or [None]:
-            seen = prepared.profile.documents
-            told = Verification(text, options.documents)
-            asked = exam(prepared.weights.tokenizer, ctx.workload, told, seen, learnt)
-            exams["shipped" if text is None else text.stem] = asked
-        bench = Bench(prepared, exams, options.tail, options.results)
+        ctx = prepared.context
+        texts = exams(prepared, options.texts, options.documents, ctx.workload, RECALL)
+        bench = Bench(prepared, texts, options.tail, options.results)
         bench.measure(options.shares, options.methods)
         if options.kvpress is not None:
             bench.press(options.kvpress, options.shares)
         bench.recall(options.shares, options.methods)
-    print(report(options.results, list(exams), options.documents, options.shares, ctx.spec, ctx.workload))
+    print(report(options.results, list(texts), options.documents, options.shares, ctx.spec, ctx.workload))
     tokens = ctx.workload.longest_tokens
-    print(f"{time.strftime('%Y-%m-%d')}, {options.documents} documents of {tokens} tokens of {', '.join(exams)}")
+    print(f"{time.strftime('%Y-%m-%d')}, {options.documents} documents of {tokens} tokens of {', '.join(texts)}")
 
 
 @dataclass

@@ -1,11 +1,12 @@
 """How well the loss of a plan is predicted: random mixtures and plans that the solver chose, none of them an anchor.
 
-    python benchmarks/loss_model.py examples/smollm2.yaml --text FILE --backend transformers --results out/loss_model
+    python -m benchmarks.loss_model examples/smollm2.yaml --backend transformers --texts FILE ... --results out/loss
 
 Random mixtures take at every site any choice that costs no more than some nats, another cap for each mixture; solved
 plans minimise the loss at ten shares of the 16-bit cache, or for a runtime of few KV formats the seconds of a step at
 ten losses. Each is scored through its physical cache on documents that nothing was calibrated on, and kept in the
-results directory as it is done. `--texts` may name several domains: predicted is compared with each, and with all.
+results directory as it is done. `--texts` may name several domains: predicted is compared with each, with all, and with
+what each plan loses in the mean over them.
 """
 
 import argparse
@@ -16,10 +17,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from planner.compile.exam import exam, read
+from benchmarks.unseen import exams
 from planner.compile.prepare import Prepared, prepare
 from planner.compile.priced import baseline
 from planner.compile.search import pipeline, search
@@ -30,10 +32,8 @@ from planner.files import write_text
 from planner.goal import Goal, Limits
 from planner.plan import trial
 from planner.progress import ProgressLine
-from planner.request import Verification
 from planner.space import Choice, Site, Space, violated
 from planner.verify import Examiner
-from profiles.documents import CALIBRATION_TEXT
 
 SHARES = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.125, 0.1, 0.08, 0.0625)
 LOSSES_NATS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.3)
@@ -70,15 +70,9 @@ def main() -> None:
         request = replace(request, calibration=replace(request.calibration, documents=documents, draws=draws))
     with ProgressLine() as progress:
         prepared = prepare(request, "server-cpu", 0, progress, options.backend)
-        if prepared.profile is None:
-            raise SystemExit("this benchmark needs a model with weights")
+        texts = exams(prepared, options.texts, options.documents, prepared.context.workload)
         trials = [*mixtures(prepared, options.random), *solved(prepared)]
-        tokenizer, seen = prepared.weights.tokenizer, prepared.profile.documents
-        learnt, _ = read(request.calibration.text, CALIBRATION_TEXT)
-        for text in options.texts or [None]:
-            told = Verification(text, options.documents, recall=0)
-            asked = exam(tokenizer, prepared.context.workload, told, seen, learnt)
-            name = "shipped" if text is None else text.stem
+        for name, asked in texts.items():
             with Examiner(asked, progress) as examiner:
                 measure(prepared, examiner, trials, name, options.results)
     report(options.results)
@@ -168,10 +162,20 @@ def report(results: Path) -> None:
         )
     print("\n".join(table(rows)))
     names = list(dict.fromkeys(each["text"] for each in found))
-    for text in [*names, *(["all"] if len(names) > 1 else [])]:
-        own = [each for each in found if text in ("all", each["text"])]
+    groups = {name: [each for each in found if each["text"] == name] for name in names}
+    if len(names) > 1:
+        groups |= {"all": found, "mean over texts": over_texts(found)}
+    for text, own in groups.items():
         for kind in ("random", "solved", ""):
             print(f"{text}, {kind or 'all plans'}: {told([each for each in own if each['name'].startswith(kind)])}")
+
+
+def over_texts(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every plan once, with what it loses in the mean over the texts that it ran on."""
+    by_plan: dict[str, list[dict[str, Any]]] = {}
+    for each in found:
+        by_plan.setdefault(each["name"], []).append(each)
+    return [{**own[0], "measured": statistics.fmean(each["measured"] for each in own)} for own in by_plan.values()]
 
 
 def told(found: Sequence[dict[str, object]]) -> str:

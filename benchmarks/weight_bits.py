@@ -5,7 +5,8 @@
 A uniform setting has one format in every matrix. At the bytes of each, a plan is solved that loses the least, and both
 are run on the same documents, the cache whole and in floats, so that only the weights differ. Whether rounding loses
 anything hangs on the source: one that already lies on a grid of 4 bits keeps every number there, and is to be moved off
-it first (--between-grid, as in `benchmarks.llamacpp`). Every setting is kept in the results directory as it is done.
+it first (--between-grid, as in `benchmarks.llamacpp`). Every setting is kept in the results directory as it is done,
+under a name that tells what was run on what.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.llamacpp import HERE, bytes_of, moved, setting, solved
-from planner.compile.exam import exam, read
+from benchmarks.unseen import exams
 from planner.compile.prepare import Prepared, prepare
 from planner.config import load_request
 from planner.executor import Progress
@@ -26,10 +27,8 @@ from planner.goal import Goal, Limits
 from planner.plan import Plan, sha256
 from planner.progress import ProgressLine
 from planner.quality import mean_interval, paired_interval
-from planner.request import Verification
 from planner.space import FLOAT16, FLOAT32, Full, KvChoice, WeightFormat
-from planner.verify import Exam, Examiner, Tokens
-from profiles.documents import CALIBRATION_TEXT
+from planner.verify import Exam, Examiner
 
 WHOLE = KvChoice(Full(), FLOAT16, FLOAT16, 0, HERE)
 FLOATS = 16
@@ -52,16 +51,10 @@ def main() -> None:
         request = replace(request, source=moved(request, options.results / "moved"))
     with ProgressLine() as progress:
         prepared = prepare(request, "server-cpu", 0, progress, options.backend)
-        if prepared.profile is None:
-            raise SystemExit("this benchmark needs a model with weights")
-        learnt, _ = read(request.calibration.text, CALIBRATION_TEXT)
         workload = replace(request.workload, context_tokens=(options.tokens,), weights=())
-        found = list[Tokens]()
-        for text in options.texts or [None]:
-            told, seen = Verification(text, options.documents, recall=0), prepared.profile.documents
-            asked = exam(prepared.weights.tokenizer, workload, told, seen, learnt)
-            found += asked.documents
-        plans, asked = dict(settings(prepared)), replace(asked, documents=tuple(found))
+        texts = exams(prepared, options.texts, options.documents, workload)
+        found = [document for each in texts.values() for document in each.documents]
+        plans, asked = dict(settings(prepared)), replace(next(iter(texts.values())), documents=tuple(found))
         losses = measure(prepared, plans, asked, options.results, progress)
     print(report(prepared, plans, losses))
 
@@ -84,11 +77,9 @@ def measure(
     prepared: Prepared, plans: Mapping[str, Plan], asked: Exam, results: Path, progress: Progress
 ) -> dict[str, list[float]]:
     """The losses of every setting on each document; those that are kept are read back."""
-    losses, every = (
-        dict[str, list[float]](),
-        {tensor.name: WeightFormat(32) for tensor in prepared.context.spec.tensors},
-    )
-    plain = setting(prepared, "dense", replace(WHOLE, k=FLOAT32, v=FLOAT32), every)
+    losses = dict[str, list[float]]()
+    floats = {tensor.name: WeightFormat(32) for tensor in prepared.context.spec.tensors}
+    plain = setting(prepared, "dense", replace(WHOLE, k=FLOAT32, v=FLOAT32), floats)
     with Examiner(asked, progress) as examiner:
         taken = False
         for name, plan in plans.items():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from planner.executor import Session
+from planner.executor import Executor, Session
 from planner.plan import Plan
 from planner.profile import ModelProfile
 from planner.quality import compare
@@ -34,55 +34,45 @@ def profile(llama: Subject, tmp_path_factory: pytest.TempPathFactory) -> ModelPr
 
 
 @dataclass
-class Counting:
-    """An executor that remembers on which documents its sessions were scored, and may be interrupted."""
-
-    executor: object
-    most: int = 10**9
-    scored: Counter[tuple[int, tuple[int, ...]]] = field(default_factory=Counter)
-    opened: int = 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.executor, name)
-
-    def open(self, plan: Plan) -> "Counted":
-        self.opened += 1
-        return Counted(self, self.executor.open(plan), self.opened)  # type: ignore[attr-defined]
-
-
-@dataclass
 class Counted:
-    """A session of it."""
+    """Sessions of an executor that are counted where they are opened and scored, and may be interrupted."""
 
-    owner: Counting
-    session: Session
-    number: int
+    most: int = 10**9
+    opened: int = 0
+    scored: Counter[tuple[int, tuple[int, ...]]] = field(default_factory=Counter)
 
-    def score(self, document: Sequence[int], first: int, chunk: int) -> NDArray[np.float32]:
-        if self.owner.scored.total() == self.owner.most:
-            raise KeyboardInterrupt
-        self.owner.scored[self.number, tuple(document)] += 1
-        return self.session.score(document, first, chunk)
+    def watch(self, executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Count what this executor opens from here on."""
+        own = executor.open
+
+        def opened(plan: Plan) -> Session:
+            self.opened += 1
+            session, number = own(plan), self.opened
+            score = session.score
+
+            def scored(document: Sequence[int], first: int, chunk_tokens: int) -> NDArray[np.float32]:
+                if self.scored.total() == self.most:
+                    raise KeyboardInterrupt
+                self.scored[number, tuple(document)] += 1
+                return score(document, first, chunk_tokens)
+
+            monkeypatch.setattr(session, "score", scored)
+            return session
+
+        monkeypatch.setattr(executor, "open", opened)
 
 
-def measured(profile: ModelProfile, executor: object, llama: Subject, directory: Path, count: int) -> ModelProfile:
-    return anchors.measure(
-        profile,
-        llama.spec,
-        executor,  # type: ignore[arg-type]
-        DOCUMENTS[:count],
-        CHUNK,
-        Parts(directory),
-        unwatched,
-    )
+def measured(profile: ModelProfile, llama: Subject, directory: Path, count: int) -> ModelProfile:
+    return anchors.measure(profile, llama.spec, llama.executor, DOCUMENTS[:count], CHUNK, Parts(directory), unwatched)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_what_prices_made_is_run_on_every_document(
-    llama: Subject, profile: ModelProfile, tmp_path: Path, count: int
+    llama: Subject, profile: ModelProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    counting = Counting(llama.executor)
-    found = measured(profile, counting, llama, tmp_path, count)
+    counting = Counted()
+    counting.watch(llama.executor, monkeypatch)
+    found = measured(profile, llama, tmp_path, count)
     made = sum(anchor.chosen for anchor in found.anchors)
     assert 0 < made < len(found.anchors)
     dense, others = count, len(found.anchors) - made
@@ -93,7 +83,7 @@ def test_what_prices_made_is_run_on_every_document(
 
 
 def test_an_anchor_is_the_mean_over_documents(llama: Subject, profile: ModelProfile, tmp_path: Path) -> None:
-    found = measured(profile, llama.executor, llama, tmp_path, 3)
+    found = measured(profile, llama, tmp_path, 3)
     wanted = next(s for s in anchors.settings(profile, llama.spec, llama.executor.capabilities, 0) if s.by_price)
     first, losses = CONTEXT // 2, []
     for document in DOCUMENTS:
@@ -105,11 +95,14 @@ def test_an_anchor_is_the_mean_over_documents(llama: Subject, profile: ModelProf
     assert len({round(loss, 6) for loss in losses}) == 3
 
 
-def test_a_killed_run_goes_on_where_it_stopped(llama: Subject, profile: ModelProfile, tmp_path: Path) -> None:
-    whole = measured(profile, llama.executor, llama, tmp_path / "whole", 3)
-    killed = Counting(llama.executor, most=9)
-    with pytest.raises(KeyboardInterrupt):
-        measured(profile, killed, llama, tmp_path / "killed", 3)
-    again = Counting(llama.executor)
-    assert measured(profile, again, llama, tmp_path / "killed", 3).anchors == whole.anchors
+def test_a_killed_run_goes_on_where_it_stopped(
+    llama: Subject, profile: ModelProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measured(profile, llama, tmp_path / "whole", 3)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        Counted(most=9).watch(llama.executor, patched)
+        measured(profile, llama, tmp_path / "killed", 3)
+    again = Counted()
+    again.watch(llama.executor, monkeypatch)
+    assert measured(profile, llama, tmp_path / "killed", 3).anchors == whole.anchors
     assert again.opened < len(whole.anchors) + 3

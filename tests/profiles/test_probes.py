@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,8 @@ def test_what_is_told_early_is_asked_late(tokenizer: PreTrainedTokenizerBase, to
 def test_random_sequences_come_twice(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     (plain,), made = slices(tokenizer, shipped(CALIBRATION_TEXT), [5000], "here"), list[Probe]()
 
-    def recorded(*asked: object) -> list[Probe]:
-        made.extend(_copies(*asked))  # type: ignore[arg-type]
+    def recorded(document: Sequence[int], count: int, chance: random.Random) -> list[Probe]:
+        made.extend(_copies(document, count, chance))
         return list(made)
 
     monkeypatch.setattr("profiles.probes._copies", recorded)

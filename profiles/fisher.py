@@ -12,8 +12,7 @@ nearly the same mean with as many degrees of freedom as blocks. `losses` uses it
 the two over all sites and documents of a length, which many of both make certain.
 
 Only what changes at scored positions is taken. What an option does to earlier ones reaches the scored ones through
-later layers alone: a twentieth of the squares (SmolLM2-135M, second half of 2,048 tokens scored), for a third of the
-work.
+later layers alone: of all squares a twentieth (SmolLM2-135M, second half of 2,048 tokens scored) lies there.
 """
 
 from collections.abc import Sequence
@@ -112,11 +111,8 @@ def option_products(
     first = tokens - scored
     for start in range(first, tokens, PART):
         part = range(start, min(start + PART, tokens))
-        seen, rows, toward = (
-            _seen(part, options),
-            q[:, part.start : part.stop] * scale,
-            gradient[:, :, start : part.stop],
-        )
+        seen, rows = _seen(part, options), q[:, part.start : part.stop] * scale
+        toward = gradient[:, :, part.start : part.stop]
         into = slice((start - first) // SQUARED, -((first - part.stop) // SQUARED))
         exact, shares = _attended(rows, k, held, seen)
         mass += shares.sum((1, 2)).double()

@@ -80,16 +80,16 @@ def shared(document: str, learnt: str) -> str | None:
 
 
 def fresh(asked: Exam, tokenizer: "Tokenizer", request: Request) -> Exam | None:
-    """The same questions on as many other documents of the text; None where it has no room for
-    them, or they share a passage with the calibration text."""
+    """The same questions on as many other documents of the text; None where it has no room for them, or they share a
+    passage with the calibration text."""
     from profiles import documents
 
     learnt, _ = read(request.calibration.text, documents.CALIBRATION_TEXT)
     content, where = read(request.verification.text, documents.VERIFICATION_TEXT)
     found = documents.others(tokenizer, content, asked.documents, where)
-    return (
-        None if found is None or first_shared(tokenizer, found, learnt) is not None else replace(asked, documents=found)
-    )
+    if found is None or first_shared(tokenizer, found, learnt) is not None:
+        return None
+    return replace(asked, documents=found)
 
 
 def first_shared(tokenizer: "Tokenizer", found: Sequence[Sequence[int]], learnt: str) -> str | None:
